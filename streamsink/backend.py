@@ -1,0 +1,152 @@
+"""What a stream needs of an engine, and what the engine's model allows.
+
+`streamsink.native` implements `Backend` over llama.cpp; the tests implement it in plain Python.
+A sequence is llama.cpp's: a set of cells that a token written to it can attend to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streamsink.sampling import Sampling
+
+Logits: TypeAlias = NDArray[np.float32]
+
+MAIN = 0
+"""The sequence that carries the stream."""
+SCRATCH = 1
+"""The sequence in which a sink is evaluated anew, empty in between."""
+FIRST_LANE = 1
+"""Sequences from here on are the lanes of `streamsink.lanes`, empty in between. The last lane is
+the stream's neighbour by number, see `streamsink.native.context`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What may be done to this model's cache.
+
+    Attributes
+    ----------
+    n_ctx_train : int
+        Tokens of context that the model was trained on.
+    no_rotate, no_reanchor : str
+        Why the placement would be wrong on this model; empty where it is right.
+    no_stream : str
+        Why no placement can work; empty where one does.
+    """
+
+    n_ctx_train: int
+    no_rotate: str = ""
+    no_reanchor: str = ""
+    no_stream: str = ""
+
+
+class Sampler(Protocol):
+    """A sampler chain with its state."""
+
+    def close(self) -> None:
+        """Free the chain."""
+
+
+class Vocabulary(Protocol):
+    """Tokens and text."""
+
+    @property
+    def bos(self) -> int | None:
+        """The token that opens a stream, ``None`` where the model expects none."""
+
+    @property
+    def n_tokens(self) -> int:
+        """Size of the vocabulary."""
+
+    def tokenize(self, text: str, *, special: bool = False) -> list[int]:
+        """Tokens of ``text``, no BOS added; ``special`` reads ``<|...|>`` as control tokens."""
+
+    def piece(self, token: int, *, special: bool = False) -> bytes:
+        """Bytes of one token, perhaps not whole characters; control tokens only on ``special``."""
+
+    def ends_generation(self, token: int) -> bool:
+        """Whether the token ends a turn or a text."""
+
+
+class Backend(Protocol):
+    """One context of an engine: cells, sequences, decoding.
+
+    Every method either does all it says or changes nothing and raises; none aborts the process.
+    Positions are half-open ranges ``[start, stop)``.
+    """
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What may be done to this cache."""
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """Tokens and text of the model."""
+
+    @property
+    def n_cells(self) -> int:
+        """Cells of the cache."""
+
+    @property
+    def n_batch(self) -> int:
+        """Most tokens in one decode."""
+
+    @property
+    def n_rows(self) -> int:
+        """Most rows of logits that one decode may return."""
+
+    @property
+    def n_lanes(self) -> int:
+        """Lanes that were found to work here; 1 where they do not. May decode a few tokens."""
+
+    def decode(
+        self, tokens: Sequence[int], pos: int, seq: int, rows: Literal["last", "all"]
+    ) -> None:
+        """Write tokens to ``seq`` at ``pos`` and after it, and compute logits.
+
+        Raises
+        ------
+        DecodeError
+            The tokens are not in the cache; everything else is as before.
+        """
+
+    def decode_lanes(
+        self, tokens: Sequence[int], pos: int, lanes: Sequence[int], rows: Literal["last", "all"]
+    ) -> None:
+        """Like `decode`: token ``i`` sees lane ``lanes[i]`` and is written to it and later ones.
+
+        A lane is later than those of higher number, and `MAIN` is later than every lane.
+        """
+
+    def remove(self, seq: int, start: int, stop: int) -> None:
+        """Take cells out of a sequence; ``stop`` of -1 means to its end."""
+
+    def copy(self, source: int, target: int, start: int, stop: int) -> None:
+        """Let cells of ``source`` belong to ``target`` too; ``stop`` of -1 means to its end."""
+
+    def shift(self, seq: int, start: int, stop: int, delta: int) -> None:
+        """Change positions by ``delta``; keys are rotated before the next decode."""
+
+    def compact(self, seq: int) -> None:
+        """Move the cells of the only sequence in use together, where that makes decoding faster."""
+
+    def clear(self) -> None:
+        """Empty every sequence."""
+
+    def logits(self) -> Logits:
+        """Rows of the last decode, shape (n_rows, n_vocab). A view, good until the next decode."""
+
+    def sampler(self, sampling: Sampling, recent: Sequence[int]) -> Sampler:
+        """Build a chain; ``recent`` tokens count for its repetition penalties."""
+
+    def sample(self, sampler: Sampler) -> int:
+        """Choose a token by the last row of logits and accept it into the chain."""
+
+    def close(self) -> None:
+        """Free the context. Twice is fine."""

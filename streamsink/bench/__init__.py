@@ -1,0 +1,1 @@
+"""Benchmarks: what streaming costs on this machine. They return records and never print."""

@@ -1,0 +1,105 @@
+"""Two runs side by side, and which of their differences are more than noise."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from streamsink.bench.folder import RunFolder
+from streamsink.bench.scores import read_scores
+from streamsink.bench.statistics import paired_interval
+
+TRIFLE = 0.001
+"""Nat: differences of the mean below this do not matter, however certain."""
+GROWTH = 8 * 2**20
+"""Bytes by which two streams may grow apart."""
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One measure of one measurement in both runs.
+
+    Attributes
+    ----------
+    kind, key : str
+        The measurement.
+    measure : str
+        What of it.
+    a, b : float or None
+        Its values; None where a run lacks it.
+    ratio : float or None
+        ``b / a``.
+    matters : bool
+        Whether the difference is more than noise.
+    why : str
+        By what that was judged.
+    """
+
+    kind: str
+    key: str
+    measure: str
+    a: float | None
+    b: float | None
+    ratio: float | None
+    matters: bool
+    why: str
+
+
+def compare(a: RunFolder, b: RunFolder) -> list[Difference]:
+    """Pair the measurements of two runs, those of the first in its order and then the others."""
+    mine = {(r["kind"], r["key"]): r["result"] for r in a.records()}
+    theirs = {(r["kind"], r["key"]): r["result"] for r in b.records()}
+    keys = [*mine, *(key for key in theirs if key not in mine)]
+    return [one for key in keys for one in _differences(key, mine.get(key), theirs.get(key), a, b)]
+
+
+def _differences(
+    key: tuple[str, str],
+    x: dict[str, Any] | None,
+    y: dict[str, Any] | None,
+    a: RunFolder,
+    b: RunFolder,
+) -> Iterator[Difference]:
+    kind, name = key
+    if x is None or y is None or "skipped" in x or "skipped" in y:
+        only = "A" if y is None or "skipped" in y else "B"
+        yield Difference(kind, name, "", None, None, None, False, f"measured in {only} only")
+        return
+    if kind == "ppl":
+        mean, interval = paired_interval(
+            read_scores(b.arrays / y["nll_file"]), read_scores(a.arrays / x["nll_file"]), seed=0
+        )
+        matters = abs(mean) > TRIFLE and not interval.low <= 0 <= interval.high
+        yield _difference(
+            key, "perplexity", x["perplexity"], y["perplexity"], matters,
+            f"{mean:+.4f} nat a token, 95 % from {interval.low:+.4f} to {interval.high:+.4f}",
+        )  # fmt: skip
+    elif kind == "speed":
+        apart = x["ms_q3"] < y["ms_q1"] or y["ms_q3"] < x["ms_q1"]
+        yield _difference(
+            key, "ms a token", x["ms_per_token"], y["ms_per_token"], apart,
+            f"quartiles {x['ms_q1']:.2f}-{x['ms_q3']:.2f} and {y['ms_q1']:.2f}-{y['ms_q3']:.2f}",
+        )  # fmt: skip
+    elif kind == "recall":
+        others = {point["distance"]: point for point in y["points"]}
+        for point in x["points"]:
+            other = others.get(point["distance"])
+            if other:
+                apart = point["high"] < other["low"] or other["high"] < point["low"]
+                yield _difference(
+                    key, f"accuracy at {point['distance']}", point["accuracy"], other["accuracy"],
+                    apart, "95 % intervals",
+                )  # fmt: skip
+    elif kind == "memory":
+        grew = x["growth_bytes"], y["growth_bytes"]
+        yield _difference(
+            key, "growth in bytes", *grew, abs(grew[0] - grew[1]) > GROWTH, "8 MiB apart or more"
+        )
+
+
+def _difference(
+    key: tuple[str, str], measure: str, a: float | None, b: float | None, matters: bool, why: str
+) -> Difference:
+    ratio = b / a if a and b is not None else None
+    return Difference(*key, measure, a, b, ratio, matters, why)

@@ -1,0 +1,189 @@
+"""A stream on a full cache, and the blocks that are timed on it, each beside its baseline.
+
+Measurements are paired as closely as they can be: after each token that the stream takes in, that
+token is taken out of the cache and decoded again without the stream, so that a machine that gets
+slower or faster meanwhile favours neither. What an eviction costs comes up only every so many
+tokens; a sample is therefore a whole cycle of them. Each block leaves the cache as full as it was.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple, ParamSpec, TypeAlias
+
+import numpy as np
+
+from streamsink import placement
+from streamsink.backend import MAIN
+from streamsink.model import Model
+from streamsink.policy import SinkPolicy, discard_size
+from streamsink.sampling import Sampling
+
+P = ParamSpec("P")
+Rows: TypeAlias = Literal["last", "all"]
+
+BATCH = 64
+"""Tokens of a plain batch: as many as a decode with lanes takes."""
+LEAST_BLOCK = 24
+"""Fewest tokens of a block."""
+N_GENERATE = 96
+"""Tokens of a block of generating."""
+
+
+class Sample(NamedTuple):
+    """One block: ms of each call, its tokens, ms per token of the baseline, and evictions."""
+
+    ms: list[float]
+    n_tokens: int
+    baseline_ms: float
+    n_evictions: int = 0
+
+
+class FullStream:
+    """A full stream under changing policies.
+
+    Parameters
+    ----------
+    model : Model
+        The model; it closes the stream when it is closed.
+    n_ctx : int
+        Context.
+    seed : int
+        Seed of the tokens that are fed.
+    """
+
+    def __init__(self, model: Model, n_ctx: int, seed: int) -> None:
+        self._n_ctx = n_ctx
+        self._random = random.Random(seed)
+        self._sampling = Sampling(seed=seed)
+        self.stream = model.stream(SinkPolicy(), n_ctx)
+        # The baselines work beneath the stream, on its very cells.
+        self._cache = self.stream._cache
+        self._backend = self._cache.backend
+        self._feed(n_ctx + BATCH)  # the first eviction tries out whether lanes work
+        self.auto = self.stream.stats.placement
+
+    def decoding(self, policy: SinkPolicy) -> Sample:
+        """One cycle of evictions, token by token, and each token again by a plain decode."""
+        self._settle(policy)
+        n_discard = discard_size(policy, self._n_ctx, self._cache.ledger.n_pinned)
+        cycle = n_discard * (self.stream.stats.slack // n_discard + 1)
+        n = cycle * -(-LEAST_BLOCK // cycle)
+        before = self.stream.stats.evictions
+        ms, plain = [], 0.0
+        for token in self._tokens(n):
+            ms.append(_ms(self._take, [token]))
+            plain += _ms(self._again, [token])
+        return Sample(ms, n, plain / n, self.stream.stats.evictions - before)
+
+    def feeding_singly(self) -> Sample:
+        """Feed a batch of tokens one by one, against plain batches."""
+        self._settle(SinkPolicy())
+        before = self._prefill("last")
+        ms = [_ms(self._take, [token]) for token in self._tokens(BATCH)]
+        return Sample(ms, BATCH, (before + self._prefill("last")) / 2, BATCH)
+
+    def feeding(self) -> Sample:
+        """Feed one cycle of one-token evictions in a call, between as many plain batches."""
+        return self._at_once(self.stream.feed, "last")
+
+    def scoring(self) -> Sample:
+        """Score one, against plain batches that return all logits."""
+        return self._at_once(self.stream.score, "all")
+
+    def _at_once(self, take: Callable[[Sequence[int]], object], rows: Rows) -> Sample:
+        self._settle(SinkPolicy())
+        n = max(BATCH, self.stream.stats.slack + 1)
+        tokens = self._tokens(n)
+
+        def whole() -> None:
+            take(tokens)
+            # What the next single token would have to do is counted here.
+            placement.compact(self._backend, self._cache.ledger)
+            self._backend.logits()
+
+        before = [self._prefill(rows) for _ in range(n // BATCH)]
+        ms = _ms(whole)
+        after = [self._prefill(rows) for _ in range(n // BATCH)]
+        return Sample([ms], n, float(np.mean(before + after)), n)
+
+    def generating(self) -> Sample:
+        """Generate where there is room, and each token again by a bare loop."""
+        self._settle(SinkPolicy(n_discard=2 * N_GENERATE))
+        self._feed(1)
+        chain = self._backend.sampler(self._sampling, ())
+
+        def bare(token: int) -> None:
+            self._again([token])
+            self._backend.sample(chain)
+
+        ms, plain = [], 0.0
+        steps = self.stream.generate(N_GENERATE, sampling=self._sampling, ignore_eos=True)
+        pending = next(steps).token
+        try:
+            for _ in range(N_GENERATE - 1):
+                start = time.perf_counter()
+                step = next(steps)
+                ms.append((time.perf_counter() - start) * 1e3)
+                plain += _ms(bare, pending)
+                pending = step.token
+        finally:
+            chain.close()
+        self.stream.feed(())  # the last token is not decoded yet
+        return Sample(ms, N_GENERATE - 1, plain / (N_GENERATE - 1))
+
+    def recomputing(self) -> Sample:
+        """What a token costs if the whole window is evaluated for it, against a plain decode."""
+        self._settle(SinkPolicy())
+        ms = _ms(placement.reevaluate, self._backend, self._cache.ledger)
+        newest = self.stream.visible_tokens()[-1:]
+        plain = [_ms(self._again, newest) for _ in range(8)]
+        return Sample([ms], 1, float(np.median(plain)))
+
+    # -- calls ----------------------------------------------------------------------------------
+
+    def _take(self, tokens: list[int]) -> None:
+        self.stream.feed(tokens)
+        # Graphs run asynchronously where there is a GPU: reading waits for them.
+        self._backend.logits()
+
+    def _again(self, tokens: list[int], rows: Rows = "last") -> None:
+        """Take the newest tokens, which these are, out of the cache and decode them bare."""
+        pos = self._cache.ledger.next_pos - len(tokens)
+        self._backend.remove(MAIN, pos, -1)
+        self._backend.decode(tokens, pos, MAIN, rows)
+        self._backend.logits()
+
+    def _prefill(self, rows: Rows) -> float:
+        tokens = self.stream.visible_tokens()[-BATCH:]
+        return _ms(self._again, tokens, rows) / BATCH
+
+    # -- between blocks -------------------------------------------------------------------------
+
+    def _tokens(self, n: int) -> list[int]:
+        n_tokens = self._backend.vocabulary.n_tokens
+        return [self._random.randrange(n_tokens) for _ in range(n)]
+
+    def _feed(self, n: int) -> None:
+        self.stream.feed(self._tokens(n))
+
+    def _settle(self, policy: SinkPolicy) -> None:
+        """Change the policy, let its first evictions pass, and leave the cache full and compact."""
+        self.stream.policy = policy
+        self._fill()
+        for _ in range(2):
+            self._feed(1)
+        self._fill()
+        placement.compact(self._backend, self._cache.ledger)
+
+    def _fill(self) -> None:
+        stats = self.stream.stats
+        self._feed(self._n_ctx - stats.pinned - stats.window)
+
+
+def _ms(call: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> float:
+    start = time.perf_counter()
+    call(*args, **kwargs)
+    return (time.perf_counter() - start) * 1e3

@@ -1,0 +1,208 @@
+"""Plots of a run's records, by matplotlib, which is the extra ``streamsink[bench]``."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from streamsink.errors import StreamsinkError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Record: TypeAlias = dict[str, Any]
+
+# Okabe and Ito's palette, which the colour-blind can tell apart; dashes tell the lines apart too.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+DASHES = ("-", "--", "-.", ":")
+EXPLODES = 5
+"""Ratio of the largest to the smallest perplexity from which on the scale is logarithmic."""
+
+
+def draw(records: Sequence[Record]) -> Iterator[tuple[str, str, Figure]]:
+    """Draw whatever there are records for: name, caption and figure of each plot.
+
+    Raises
+    ------
+    StreamsinkError
+        matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise StreamsinkError(
+            "there are no plots without matplotlib: pip install 'streamsink[bench]'"
+        ) from None
+
+    for name, caption, paint in (
+        ("perplexity", "Perplexity along the stream", _perplexity),
+        ("trade-off", "What an eviction costs, and what it saves", _trade_off),
+        ("speed", "Cost of a token by the size of the context", _speed),
+        ("recall", "What is still known, by distance", _recall),
+        ("memory", "Resident memory along the stream", _memory),
+    ):
+        figure = Figure(figsize=(7.5, 4.2), layout="constrained")
+        axes = figure.add_subplot()
+        if paint(axes, records):
+            axes.grid(alpha=0.25)
+            for side in ("top", "right"):
+                axes.spines[side].set_visible(False)
+            if axes.get_legend_handles_labels()[0]:
+                figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+            yield name, caption, figure
+
+
+def svg(figure: Figure) -> str:
+    """The figure as SVG, the same bytes for the same data."""
+    import matplotlib
+
+    out = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": "streamsink", "svg.fonttype": "none"}):
+        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
+    return out.getvalue()
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as PNG."""
+    out = io.BytesIO()
+    figure.savefig(out, format="png", dpi=150)
+    return out.getvalue()
+
+
+def _of(records: Sequence[Record], kind: str) -> list[Record]:
+    return [r for r in records if r["kind"] == kind and "skipped" not in r["result"]]
+
+
+def _style(at: int) -> dict[str, Any]:
+    return {
+        "color": COLOURS[at % len(COLOURS)],
+        "linestyle": DASHES[at // len(COLOURS) % len(DASHES)],
+    }
+
+
+def policy_name(settings: dict[str, Any]) -> str:
+    """A policy as the paper writes it: sink and window, and what else tells it from others."""
+    if settings["policy"] not in ("window", "sink"):
+        return str(settings["policy"])
+    n_keep = 0 if settings["policy"] == "window" else settings["n_keep"]
+    name = f"{n_keep}+{settings['n_ctx'] - n_keep}, discard {settings['n_discard']}"
+    if settings["placement"] != "auto":
+        name += f", {settings['placement']}"
+    if settings["slack"] is not None:
+        name += f", slack {settings['slack']}"
+    if settings["cache_type_k"] != "f16":
+        name += f", {settings['cache_type_k']}"
+    return name
+
+
+def _perplexity(axes: Axes, records: Sequence[Record]) -> bool:
+    lowest, highest = math.inf, 0.0
+    for at, record in enumerate(_of(records, "ppl")):
+        curve = record["result"]["curve"]
+        points = [
+            (index, math.exp(min(nll, 700)))
+            for index, nll in zip(curve["index"], curve["nll"], strict=True)
+            if nll is not None
+        ]
+        if not points:
+            continue
+        where, level = zip(*points, strict=True)
+        lowest, highest = min(lowest, *level), max(highest, *level)
+        axes.plot(where, level, label=policy_name(record["settings"]), linewidth=1.2, **_style(at))
+    if highest == 0:
+        return False
+    if highest / lowest > EXPLODES:
+        axes.set_yscale("log")
+    axes.set_xlabel("position in the stream, tokens")
+    axes.set_ylabel("perplexity")
+    return True
+
+
+def _trade_off(axes: Axes, records: Sequence[Record]) -> bool:
+    """Perplexity against speed, where both were measured for two evictions or more."""
+    speeds = {
+        (r["settings"]["n_ctx"], r["settings"]["n_discard"], r["settings"]["placement"]): r
+        for r in _of(records, "speed")
+        if "n_discard" in r["settings"] and r["settings"]["slack"] is None
+    }
+    n_drawn = 0
+    for record in _of(records, "ppl"):
+        s, r = record["settings"], record["result"]
+        found = speeds.get((s["n_ctx"], s["n_discard"], r.get("placement")))
+        if s["policy"] != "sink" or s["n_keep"] != 4 or not found or r["perplexity"] is None:
+            continue
+        speed = found["result"]["speed"]
+        low, high = r["low"], r["high"]
+        spread = None if low is None else [[r["perplexity"] - low], [high - r["perplexity"]]]
+        axes.errorbar(speed, r["perplexity"], spread, marker="o", capsize=3, **_style(n_drawn))
+        axes.annotate(
+            f"discard {s['n_discard']}", (speed, r["perplexity"]), (6, 6),
+            textcoords="offset points", fontsize=9,
+        )  # fmt: skip
+        n_drawn += 1
+    axes.set_xlabel("speed, of plain decoding")
+    axes.set_ylabel("perplexity, with 95 %")
+    return n_drawn > 1
+
+
+def _speed(axes: Axes, records: Sequence[Record]) -> bool:
+    lines: dict[str, list[tuple[int, float]]] = {}
+    for record in _of(records, "speed"):
+        point = record["settings"]["n_ctx"], record["result"]["ms_per_token"]
+        lines.setdefault(record["result"]["name"], []).append(point)
+    lines = {name: sorted(points) for name, points in lines.items() if len(points) > 1}
+    for at, (name, points) in enumerate(lines.items()):
+        where, level = zip(*points, strict=True)
+        axes.plot(where, level, marker="o", markersize=4, label=name, **_style(at))
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.set_xlabel("n_ctx, tokens")
+    axes.set_ylabel("ms a token")
+    return bool(lines)
+
+
+def _recall(axes: Axes, records: Sequence[Record]) -> bool:
+    found = _of(records, "recall")
+    for at, record in enumerate(found):
+        r = record["result"]
+        points = r["points"]
+        where = [point["distance"] for point in points]
+        level = [point["accuracy"] for point in points]
+        below = [max(0.0, p["accuracy"] - p["low"]) for p in points]
+        above = [max(0.0, p["high"] - p["accuracy"]) for p in points]
+        name = "facts in the pinned prefix" if record["key"].startswith("pinned") else "in the text"
+        axes.errorbar(
+            where, level, [below, above], marker="o", capsize=3,
+            label=f"{name}, n_ctx {r['n_ctx']}", **_style(at),
+        )  # fmt: skip
+        if r["window_edge"] is not None:
+            axes.axvline(r["window_edge"], color=COLOURS[at % len(COLOURS)], alpha=0.5)
+            axes.annotate(
+                " the window's edge", (r["window_edge"], 1.0), fontsize=9, va="top", ha="left"
+            )
+    if found:
+        axes.axhline(found[0]["result"]["chance"], color="grey", linestyle=":", label="chance")
+    axes.set_ylim(0, 1.05)
+    axes.set_xscale("log", base=2)
+    axes.set_xlabel("tokens between fact and question")
+    axes.set_ylabel("right answers, with 95 %")
+    return bool(found)
+
+
+def _memory(axes: Axes, records: Sequence[Record]) -> bool:
+    found = _of(records, "memory")
+    for at, record in enumerate(found):
+        points = record["result"]["points"]
+        axes.plot(
+            [point["n_tokens"] for point in points],
+            [point["resident_bytes"] / 2**20 for point in points],
+            label=f"n_ctx {record['settings']['n_ctx']}",
+            **_style(at),
+        )
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("tokens")
+    axes.set_ylabel("MiB")
+    return bool(found)

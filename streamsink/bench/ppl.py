@@ -1,0 +1,305 @@
+"""Perplexity along a stream: what forgetting costs, policy by policy, token by token.
+
+Every token's negative log-likelihood is kept, so that curves, intervals and paired differences come
+from one run. All policies read the same tokens.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+
+from streamsink.bench import text
+from streamsink.bench.scores import ScoreFile, read_scores
+from streamsink.bench.statistics import bootstrap_interval, curve, mean_nll, perplexity
+from streamsink.bench.task import Place, Task
+from streamsink.errors import UsageError
+from streamsink.model import Model
+from streamsink.policy import Discard, SinkPolicy
+from streamsink.reading import OnError
+from streamsink.scoring import nll
+from streamsink.settings import CacheSettings
+from streamsink.stream import Stream
+
+Kind: TypeAlias = Literal["dense", "window", "sink", "recompute"]
+KINDS: tuple[Kind, ...] = ("dense", "window", "sink", "recompute")
+
+PIECE = 512
+"""Tokens scored in one call; between two of them the progress is told and the file written."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What is read.
+
+    Parameters
+    ----------
+    names : tuple of str
+        Files, ``-`` for standard input; none means the built-in text.
+    n_tokens : int or None
+        How many tokens of it at most.
+    errors : {"strict", "replace"}
+        What is done about bytes that are not UTF-8.
+    """
+
+    names: tuple[str, ...] = ()
+    n_tokens: int | None = None
+    errors: OnError = "strict"
+
+    def __post_init__(self) -> None:
+        if self.n_tokens is not None and self.n_tokens < 2:
+            raise UsageError(f"--tokens {self.n_tokens} is not possible: 2 or more")
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One measurement of the grid.
+
+    Parameters
+    ----------
+    policy : {"dense", "window", "sink", "recompute"}
+        Nothing evicted, until the trained context ends; eviction without a sink; with one; or, for
+        every scored token, the last ``n_ctx`` tokens evaluated anew (the paper's baseline).
+    n_ctx : int
+        Tokens that a token can attend to, itself included. Ignored by ``dense``.
+    n_keep, n_discard, placement, slack
+        See `SinkPolicy`; for ``sink``, and but for ``n_keep`` for ``window``.
+    cache_type_k, cache_type_v : str
+        Types of keys and values.
+    batched : bool
+        Whether one-token evictions are decoded in lanes; without, token by token, as a check.
+    every : int
+        Of ``recompute``: the distance of two tokens that are scored.
+
+    Raises
+    ------
+    UsageError
+        Values that do not fit together.
+    """
+
+    policy: Kind
+    n_ctx: int
+    n_keep: int = 4
+    n_discard: Discard = 1
+    placement: Literal["auto", "rotate", "reanchor"] = "auto"
+    slack: int | None = None
+    cache_type_k: str = "f16"
+    cache_type_v: str = "f16"
+    batched: bool = True
+    every: int = 64
+
+    def __post_init__(self) -> None:
+        if self.policy not in KINDS:
+            raise UsageError(f"--policy {self.policy} is not one of {', '.join(KINDS)}")
+        if self.every < 1:
+            raise UsageError(f"--every {self.every} is not possible: 1 or more")
+        if self.n_ctx < 2:
+            raise UsageError(f"--ctx {self.n_ctx} is too small to score in: at least 2")
+        self.sink_policy.check(self.n_ctx)
+        self.cache_settings  # noqa: B018  checks the types
+
+    @property
+    def sink_policy(self) -> SinkPolicy:
+        """The policy of its stream."""
+        n_keep = self.n_keep if self.policy == "sink" else 0
+        return SinkPolicy(n_keep, self.n_discard, self.placement, self.slack)
+
+    @property
+    def cache_settings(self) -> CacheSettings:
+        """The settings of its stream's cache."""
+        return CacheSettings(self.cache_type_k, self.cache_type_v)
+
+    @property
+    def key(self) -> str:
+        """What tells it from the others of a grid."""
+        if self.policy == "dense":
+            parts = ["dense"]
+        elif self.policy == "recompute":
+            parts = [f"recompute-{self.n_ctx}-every-{self.every}"]
+        else:
+            slack = "auto" if self.slack is None else self.slack
+            parts = [
+                f"{self.sink_policy.n_keep}+{self.n_ctx - self.sink_policy.n_keep}",  # type: ignore[operator]
+                f"discard-{self.n_discard}",
+                f"{self.placement}-slack-{slack}",
+            ]
+        if (self.cache_type_k, self.cache_type_v) != ("f16", "f16"):
+            parts.append(f"{self.cache_type_k}-{self.cache_type_v}")
+        if not self.batched:
+            parts.append("token-by-token")
+        return "_".join(parts)
+
+
+def grid(
+    policies: Sequence[Kind],
+    n_ctx: Sequence[int],
+    n_keep: Sequence[int],
+    n_discard: Sequence[Discard],
+    placement: Sequence[Literal["auto", "rotate", "reanchor"]],
+    slack: Sequence[int | None],
+    cache_types: Sequence[str],
+    **settings: Any,
+) -> list[Cell]:
+    """All combinations that differ; a sink of 0 tokens is ``window``.
+
+    Raises
+    ------
+    UsageError
+        One of them is not possible.
+    """
+    cells: dict[str, Cell] = {}
+    for policy, size, discard, place, trail, kind in itertools.product(
+        policies, n_ctx, n_discard, placement, slack, cache_types
+    ):
+        for keep in n_keep if policy == "sink" else [0]:
+            cell = Cell(
+                policy="window" if policy == "sink" and keep == 0 else policy,
+                n_ctx=size,
+                n_keep=keep,
+                n_discard=discard,
+                placement=place,
+                slack=trail,
+                cache_type_k=kind,
+                cache_type_v=kind,
+                **settings,
+            )
+            cells.setdefault(cell.key, cell)
+    return list(cells.values())
+
+
+def tasks(cells: Sequence[Cell], reading: Reading) -> list[Task]:
+    """One task for each cell."""
+    return [
+        Task(
+            kind="ppl",
+            key=cell.key,
+            settings={
+                **asdict(cell),
+                "text": list(reading.names) or [text.BUILTIN],
+                "n_tokens": reading.n_tokens,
+                "errors": reading.errors,
+            },
+            weight=_weight(cell, reading),
+            run=partial(measure, cell, reading),
+        )
+        for cell in cells
+    ]
+
+
+def _weight(cell: Cell, reading: Reading) -> float:
+    """Tokens decoded, those that come one by one counted twice."""
+    n = reading.n_tokens or 2**18
+    if cell.policy == "recompute":
+        return n / cell.every * cell.n_ctx
+    single = cell.n_discard == 1 and (cell.policy == "window" or not cell.batched)
+    return n * (2 if single else 1)
+
+
+def measure(cell: Cell, reading: Reading, place: Place) -> dict[str, Any]:
+    """Score the text under one policy.
+
+    Returns
+    -------
+    dict
+        ``n_scored`` tokens with a prediction, their mean ``nll`` in nat, ``perplexity`` with a 95 %
+        interval from ``low`` to ``high`` (None where it cannot be told), ``curve``, ``stopped``
+        (why before the end of the text, or ''), ``tokens_per_second``, what the stream says of
+        itself, and ``nll_file``.
+    """
+    path = place.arrays / f"{cell.key}.f32"
+    start = time.perf_counter()
+    if cell.policy == "recompute":
+        told = _recompute(cell, reading, place, path)
+    else:
+        told = _stream(cell, reading, place, path)
+    seconds = time.perf_counter() - start
+    scores = read_scores(path)
+    mean = mean_nll(scores)
+    interval = bootstrap_interval(scores, seed=place.seed)
+    index, level = curve(scores)
+    return {
+        "n_scored": int(np.isfinite(scores).sum()),
+        "nll": _finite(mean),
+        "perplexity": _finite(perplexity(mean)),
+        "low": _finite(perplexity(interval.low)),
+        "high": _finite(perplexity(interval.high)),
+        "curve": {"index": index.tolist(), "nll": [_finite(x) for x in level]},
+        "tokens_per_second": round(len(scores) / seconds, 1),
+        "nll_file": path.name,
+        **told,
+    }
+
+
+def _finite(value: float) -> float | None:
+    """JSON knows neither NaN nor infinity."""
+    return float(value) if math.isfinite(value) else None
+
+
+def _stream(cell: Cell, reading: Reading, place: Place, path: Path) -> dict[str, Any]:
+    model, n_ctx, limit = place.model, cell.n_ctx, reading.n_tokens
+    if cell.policy == "dense":
+        n_ctx = min(model.n_ctx_train, limit or model.n_ctx_train)
+        limit = n_ctx
+    settings = asdict(cell.cache_settings) | ({} if cell.batched else {"n_lanes": 1})
+    taken = 0
+    with model.stream(cell.sink_policy, n_ctx, **settings) as stream, ScoreFile(path) as file:
+        for piece in _pieces(model, reading, limit):
+            file.append(stream.score(piece))
+            taken += len(piece)
+            place.progress(taken / limit if limit else 0.0)
+        stats = stream.stats
+    ended = cell.policy == "dense" and taken == model.n_ctx_train
+    return {
+        "stopped": f"the trained context of {taken} tokens ends" if ended else "",
+        "placement": stats.placement,
+        "slack": stats.slack,
+        "evictions": stats.evictions,
+        "reanchors": stats.reanchors,
+        "shifts": stats.shifts,
+    }
+
+
+def _recompute(cell: Cell, reading: Reading, place: Place, path: Path) -> dict[str, Any]:
+    """Score every so many tokens, each by an evaluation of the whole window before it."""
+    policy = SinkPolicy(0)
+    recent: deque[int] = deque(maxlen=cell.n_ctx)
+    taken = 0
+    with place.model.stream(policy, cell.n_ctx, n_lanes=1) as stream, ScoreFile(path) as file:
+        for piece in _pieces(place.model, reading, reading.n_tokens):
+            scores = np.full(len(piece), np.nan)
+            for at, token in enumerate(piece):
+                if (taken + at) % cell.every == 0 and recent:
+                    scores[at] = _anew(stream, list(recent), token)
+                recent.append(token)
+            file.append(scores)
+            taken += len(piece)
+            place.progress(taken / reading.n_tokens if reading.n_tokens else 0.0)
+    return {
+        "stopped": "", "placement": "", "slack": 0, "evictions": 0, "reanchors": 0, "shifts": 0,
+    }  # fmt: skip
+
+
+def _anew(stream: Stream, recent: Sequence[int], token: int) -> float:
+    stream.reset()
+    stream.feed(recent)
+    return float(nll(stream.logits()[None], [token])[0])
+
+
+def _pieces(model: Model, reading: Reading, limit: int | None) -> Iterator[list[int]]:
+    held: list[int] = []
+    for found in text.tokens(model, reading.names, reading.errors, limit):
+        held += found
+        while len(held) >= PIECE:
+            yield held[:PIECE]
+            del held[:PIECE]
+    if held:
+        yield held

@@ -1,0 +1,111 @@
+"""Records as rows of text, for the terminal and for the report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+from streamsink.memory import gib
+
+Row: TypeAlias = list[str]
+
+
+def circumstances(config: dict[str, Any]) -> list[str]:
+    """Model, versions and machine of a run, in two lines."""
+    model, machine = config["model"], config["environment"]
+    return [
+        f"{model['file']} ({model['description']}), seed {config['seed']}",
+        f"streamsink {machine['streamsink']}, llama-cpp-python {machine['llama_cpp_python']}"
+        f" ({machine['llama_cpp'] or 'build unknown'}), {machine['cpu']}, "
+        f"{machine['cores'] or '?'} cores",
+    ]
+
+
+def _speed(record: dict[str, Any]) -> list[Row]:
+    r = record["result"]
+    spent = r["ms_per_eviction"]
+    auto = " (auto)" if f", {r['auto']}" in r["name"] else ""
+    return [
+        [
+            str(record["settings"]["n_ctx"]),
+            r["name"] + auto,
+            f"{r['ms_per_token']:.2f}",
+            f"{r['speed']:.3f} x",
+            f"{r['speed_q1']:.3f}-{r['speed_q3']:.3f}",
+            f"{r['baseline']} ({r['baseline_ms']:.2f} ms)",
+            f"{r['p50']:.1f} / {r['p90']:.1f} / {r['p99']:.1f} / {r['worst']:.1f}",
+            "" if spent is None else f"{spent:.2f}",
+            f"{r['n_samples']} x {r['n_tokens']}",
+        ]
+    ]
+
+
+def _ppl(record: dict[str, Any]) -> list[Row]:
+    s, r = record["settings"], record["result"]
+    kept = 0 if s["policy"] == "window" else s["n_keep"]
+    policy = f"{kept}+{s['n_ctx'] - kept}" if s["policy"] in ("window", "sink") else s["policy"]
+    streams = s["policy"] in ("window", "sink")
+    return [
+        [
+            policy,
+            str(s["n_discard"]) if streams else "",
+            f"{r['placement']}, slack {r['slack']}" if streams else "",
+            s["cache_type_k"],
+            "?" if r["perplexity"] is None else f"{r['perplexity']:.2f}",
+            "" if r["low"] is None else f"{r['low']:.2f}-{r['high']:.2f}",
+            f"{r['n_scored']:,}",
+            f"{r['tokens_per_second']:.0f}",
+            r["stopped"],
+        ]
+    ]
+
+
+def _recall(record: dict[str, Any]) -> list[Row]:
+    r = record["result"]
+    return [
+        [
+            record["key"],
+            str(point["distance"]),
+            "inside" if point["inside"] else "outside",
+            f"{point['accuracy']:.0%}",
+            f"{point['low']:.0%}-{point['high']:.0%}",
+            f"{r['chance']:.0%}",
+            str(point["n"]),
+        ]
+        for point in r["points"]
+    ]
+
+
+def _memory(record: dict[str, Any]) -> list[Row]:
+    r = record["result"]
+    grew = f"most at {r['grew_at']:,} tokens" if r["grew_at"] else "flat"
+    return [
+        [
+            str(record["settings"]["n_ctx"]),
+            f"{r['points'][-1]['n_tokens']:,}",
+            gib(r["kv_bytes_computed"]),
+            gib(r["kv_bytes_allocated"]),
+            gib(r["points"][-1]["resident_bytes"]),
+            f"{r['growth_bytes'] / 2**20:+.1f} MiB, {grew}",
+        ]
+    ]
+
+
+KINDS: dict[str, tuple[tuple[str, ...], Callable[[dict[str, Any]], list[Row]]]] = {
+    "speed": (
+        (
+            "n_ctx", "what", "ms/token", "speed", "quartiles", "of",
+            "p50 / p90 / p99 / worst", "ms/eviction", "samples",
+        ),
+        _speed,
+    ),
+    "ppl": (
+        (
+            "policy", "discard", "placement", "KV", "perplexity", "95 %", "tokens", "tok/s", "",
+        ),
+        _ppl,
+    ),
+    "recall": (("facts", "distance", "", "accuracy", "95 %", "chance", "asked"), _recall),
+    "memory": (("n_ctx", "tokens", "KV", "KV allocated", "resident", "growth"), _memory),
+}  # fmt: skip
+"""By kind of benchmark: names of the columns, and the rows of a record."""

@@ -1,0 +1,259 @@
+"""The cache of one stream: the place where cells and ledger change, always both."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streamsink import placement
+from streamsink.backend import MAIN, Backend
+from streamsink.errors import UsageError
+from streamsink.lanes import Lanes
+from streamsink.ledger import Evicted, Ledger, Missing
+from streamsink.policy import SinkPolicy, discard_size, next_chunk
+from streamsink.records import Event
+from streamsink.scoring import nll
+
+REBASE_AT = 65_536
+"""Position at which a growing stream is brought back to 0. RoPE angles are 32-bit floats: the same
+stream started here differs by 0.0008 nat a token from one started at 0, at 1,048,576 by 0.012."""
+
+LEAST_QUEUE = 4
+"""Evictions for which lanes are worth their while: afterwards the cells must be put together."""
+
+
+@dataclass(slots=True)
+class Counters:
+    """How often what has happened."""
+
+    evicted: int = 0
+    evictions: int = 0
+    reanchors: int = 0
+    shifts: int = 0
+    rebases: int = 0
+
+
+class Cache:
+    """Takes tokens in, evicting on the way.
+
+    Parameters
+    ----------
+    backend : Backend
+        An engine's context.
+    policy : SinkPolicy
+        What to keep, what to evict; it has been checked against ``n_ctx``.
+    n_ctx : int
+        Tokens that a token can attend to, itself and the sink included.
+    n_keep : int
+        Tokens that the policy pins, as a number.
+    rebase_at : int
+        Position at which growing positions are brought back to 0.
+    report : callable, optional
+        Called with every `Event`, in the midst of things: it may only take note.
+
+    pause : callable
+        Called between two decodes of a long input, when nothing is half done; it may raise.
+
+    Attributes
+    ----------
+    ledger : Ledger
+        Which token sits where.
+    choice : placement.Choice
+        Placement and slack in force.
+    counters : Counters
+        How often what has happened.
+    logits_ready : bool
+        Whether the backend's last row of logits is that of the newest token.
+
+    Raises
+    ------
+    CapabilityError
+        The model cannot stream, or not by the placement asked for.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        policy: SinkPolicy,
+        n_ctx: int,
+        n_keep: int,
+        *,
+        rebase_at: int,
+        report: Callable[[Event], object] | None,
+        pause: Callable[[], object],
+    ) -> None:
+        self.backend = backend
+        self.n_ctx = n_ctx
+        self.ledger = Ledger()
+        self.counters = Counters()
+        self.logits_ready = False
+        self._rebase_at = rebase_at
+        self._report = report
+        self._pause = pause
+        self._scattered = False
+        self._lanes = Lanes(backend, self.ledger)
+        self.adopt(policy, n_keep)
+
+    def adopt(self, policy: SinkPolicy, n_keep: int) -> None:
+        """Act by this policy from the next token on; refused, nothing has changed."""
+        self.choice = placement.choose(policy, self.backend.capabilities, n_keep, self.n_ctx)
+        self._policy = policy
+        self.ledger.n_keep = n_keep
+
+    def advance(self, tokens: Sequence[int], scores: NDArray[np.float64] | None = None) -> None:
+        """Decode tokens, with every eviction that this takes.
+
+        Parameters
+        ----------
+        tokens : sequence of int
+            Any number of them.
+        scores : ndarray of float64, shape (len(tokens),), optional
+            Receives the negative log-likelihoods of all tokens but the first, in nat.
+
+        Raises
+        ------
+        DecodeError
+            The ledger holds the tokens decoded before, and the cache too; call again to go on.
+        """
+        if len(tokens) == 1 and self._scattered:
+            placement.compact(self.backend, self.ledger)
+            self._scattered = False
+        try:
+            self._advance(tokens, scores)
+        finally:
+            self._lanes.drop()
+
+    def _advance(self, tokens: Sequence[int], scores: NDArray[np.float64] | None) -> None:
+        ledger, backend = self.ledger, self.backend
+        rows: Literal["last", "all"] = "last" if scores is None else "all"
+        n_batch = backend.n_batch if scores is None else min(backend.n_batch, backend.n_rows)
+        at = 0
+        while at < len(tokens):
+            if at:
+                self._pause()
+            self.logits_ready = False
+            self._settle()
+            n_discard = discard_size(self._policy, self.n_ctx, ledger.n_pinned)
+            room = self.n_ctx - ledger.n_live
+            waiting = len(tokens) - at
+            chunk = next_chunk(
+                waiting,
+                room=room,
+                n_window=ledger.n_live - ledger.n_pinned,
+                n_discard=n_discard,
+                gap=ledger.gap,
+                slack=self.choice.slack,
+                n_batch=n_batch,
+                n_lanes=1 if room > 0 else self._n_lanes(waiting, n_discard),
+                n_spare=backend.n_cells - self.n_ctx,
+            )
+            piece = tokens[at : at + chunk.n_tokens]
+            if chunk.n_groups:
+                self._evict(n_discard)
+            if chunk.n_groups > 1:
+                for gone in self._lanes.decode(piece, n_discard, rows):
+                    self._count(gone)
+                    self.counters.evictions += 1
+                self._scattered = True
+            else:
+                self._lanes.drop()
+                backend.decode(piece, ledger.next_pos, MAIN, rows)
+                ledger.append(piece)
+            if scores is not None:
+                targets = tokens[at + 1 : at + len(piece) + 1]
+                scores[at + 1 : at + 1 + len(targets)] = nll(
+                    backend.logits()[: len(targets)], targets
+                )
+            at += len(piece)
+            self.logits_ready = True
+
+    def take_back(self) -> int:
+        """Take the newest token out of cells and ledger, so that it can be decoded again.
+
+        Raises
+        ------
+        UsageError
+            No token of the window is left.
+        """
+        ledger = self.ledger
+        if not ledger.runs[-1].tokens:
+            raise UsageError("a failed decode left the window empty: feed before going on")
+        self._settle()
+        self.logits_ready = False
+        self.backend.remove(MAIN, ledger.next_pos - 1, -1)
+        return ledger.pop()
+
+    def clear(self) -> None:
+        """Forget everything; the policy stays."""
+        self.backend.clear()
+        self.ledger.clear()
+        self.counters = Counters()
+        self.logits_ready = self._scattered = False
+
+    def _n_lanes(self, waiting: int, n_discard: int) -> int:
+        """Lanes worth asking for; the first question costs a probe."""
+        if (
+            waiting <= LEAST_QUEUE * n_discard
+            or not self.ledger.n_pinned
+            or self.choice.slack < n_discard
+        ):
+            return 1
+        return self.backend.n_lanes
+
+    def _settle(self) -> None:
+        """Before a decode: see to what is missing, to large positions, to a sink far behind."""
+        backend, ledger = self.backend, self.ledger
+        if ledger.missing is not Missing.NOTHING:
+            self._lanes.drop()
+            placement.repair(backend, ledger)
+        span = self.n_ctx + self.choice.slack + backend.n_batch
+        if ledger.first_pos > 0 and ledger.next_pos > max(self._rebase_at, 2 * span):
+            start = time.perf_counter()
+            self._lanes.drop()
+            placement.rebase(backend, ledger)
+            self.counters.rebases += 1
+            self._moved("rebase", ledger.n_live, start)
+        self._bring_up()
+
+    def _evict(self, n_discard: int) -> None:
+        """Take the oldest tokens out of the window, and see to the sink."""
+        backend, ledger = self.backend, self.ledger
+        for span in ledger.oldest(n_discard):
+            backend.remove(MAIN, span.start, span.stop)
+            for gone in ledger.evict(span.stop - span.start):
+                self._count(gone)
+        self.counters.evictions += 1
+        self._bring_up()
+
+    def _bring_up(self) -> None:
+        """Close the gap where it is too large, or where no window token is left to go on from."""
+        backend, ledger = self.backend, self.ledger
+        if not ledger.gap or (ledger.gap <= self.choice.slack and ledger.runs[-1].tokens):
+            return
+        start = time.perf_counter()
+        self._lanes.drop()
+        if self.choice.placement == "rotate":
+            placement.rotate(backend, ledger)
+            self.counters.shifts += 1
+            self._moved("rotate", len(ledger.runs[-1]), start)
+        else:
+            placement.reanchor(backend, ledger)
+            self.counters.reanchors += 1
+            self._moved("reanchor", ledger.n_live - len(ledger.runs[-1]), start)
+
+    def _count(self, gone: Evicted) -> None:
+        self.counters.evicted += len(gone.tokens)
+        if self._report:
+            self._report(Event("evict", gone.index, len(gone.tokens), 0.0, gone.tokens))
+
+    def _moved(
+        self, kind: Literal["reanchor", "rotate", "rebase"], n_tokens: int, start: float
+    ) -> None:
+        if self._report:
+            ms = (time.perf_counter() - start) * 1e3
+            self._report(Event(kind, self.ledger.next_index, n_tokens, ms))

@@ -1,0 +1,67 @@
+"""``streamsink``: the commands, and how errors leave them."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from streamsink import __version__
+from streamsink.cli import bench, chat, generate, models
+from streamsink.errors import StreamsinkError
+
+app = typer.Typer(
+    name="streamsink",
+    help="Endless streams through a finite context, on any GGUF model.",
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("chat")(chat.chat)
+app.command("generate")(generate.generate)
+app.add_typer(models.app, name="models")
+app.add_typer(bench.app, name="bench")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"streamsink {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="And leave.")
+    ] = False,
+) -> None:
+    """Endless streams through a finite context, on any GGUF model.
+
+    A stream never remembers more than its context: what was evicted is forgotten.
+    """
+
+
+def main() -> None:
+    """Run the command line; an error is one line on stderr and an exit code, never a traceback."""
+    try:
+        code = app(standalone_mode=False)
+    except StreamsinkError as error:
+        code = _fail(str(error), error.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        code = 130
+    except BrokenPipeError:
+        # Whoever read our output has left; say nothing, also not at interpreter exit.
+        sys.stderr.close()
+        code = 141
+    except Exception as error:
+        # Typer's own usage errors; where its copy of click lives depends on its version.
+        if not hasattr(error, "format_message"):
+            raise
+        code = _fail(error.format_message(), getattr(error, "exit_code", 2))
+    sys.exit(code)
+
+
+def _fail(message: str, code: int) -> int:
+    line = " ".join(message.split())
+    print(f"streamsink: {line}", file=sys.stderr)
+    return code

@@ -1,0 +1,74 @@
+"""Runs as tables: drawn in a terminal, lines of tabs elsewhere."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from streamsink.bench.compare import Difference
+from streamsink.bench.folder import RunFolder
+from streamsink.bench.rows import KINDS, Row, circumstances
+
+
+def show_run(folder: RunFolder) -> None:
+    """Print all that a run has found."""
+    _say(circumstances(folder.config))
+    for kind, (columns, rows_of) in KINDS.items():
+        records = [r for r in folder.records() if r["kind"] == kind]
+        rows = [row for r in records if "skipped" not in r["result"] for row in rows_of(r)]
+        if rows:
+            _say([kind])
+            _show(columns, rows)
+        _say(
+            f"not measured: {r['key']}: {r['result']['skipped']}"
+            for r in records
+            if "skipped" in r["result"]
+        )
+
+
+def show_differences(differences: Sequence[Difference], as_json: bool) -> None:
+    """Print a comparison; what matters is marked with a star."""
+    if as_json:
+        typer.echo(json.dumps([dataclasses.asdict(one) for one in differences], indent=2))
+        return
+    _show(
+        ("", "what", "measure", "A", "B", "B / A", "why"),
+        [
+            [
+                "*" if one.matters else "",
+                f"{one.kind} {one.key}",
+                one.measure,
+                "-" if one.a is None else f"{one.a:.4g}",
+                "-" if one.b is None else f"{one.b:.4g}",
+                "-" if one.ratio is None else f"{one.ratio:.3f}",
+                one.why,
+            ]
+            for one in differences
+        ],
+    )
+
+
+def _show(columns: Sequence[str], rows: Sequence[Row]) -> None:
+    if not sys.stdout.isatty():
+        for row in (columns, *rows):
+            typer.echo("\t".join(row))
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for at, column in enumerate(columns):
+        table.add_column(column, no_wrap=at == 0)
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    Console().print(table)
+
+
+def _say(lines: Any) -> None:
+    for line in lines:
+        typer.echo(line)

@@ -1,0 +1,57 @@
+"""Everything streamsink raises on purpose.
+
+Each message says what was asked, what is possible, and which option to change.
+The command line prints it as one line and exits with ``exit_code``.
+"""
+
+from __future__ import annotations
+
+
+class StreamsinkError(Exception):
+    """Base of every error that streamsink raises on purpose."""
+
+    exit_code = 1
+
+
+class UsageError(StreamsinkError):
+    """What was asked for cannot be: a value out of range, an unknown name, a missing file."""
+
+    exit_code = 2
+
+
+class ModelError(StreamsinkError):
+    """A model file is there but cannot be used: not GGUF, truncated, of an unsupported kind."""
+
+
+class FetchError(StreamsinkError):
+    """A model could not be brought here: network, checksum, disk."""
+
+
+class MemoryBudgetError(StreamsinkError):
+    """A context does not fit into the memory that this machine has left."""
+
+
+class CapabilityError(StreamsinkError):
+    """The model or its cache cannot do what the policy needs."""
+
+
+class CacheError(StreamsinkError):
+    """llama.cpp refused a change to the KV cache; cache and ledger are as they were."""
+
+
+class DecodeError(StreamsinkError):
+    """``llama_decode`` did not return 0; the tokens of that call are not in the stream.
+
+    Attributes
+    ----------
+    code : int
+        llama.cpp's return code: 1 no free cell, 2 aborted, -1 invalid batch, below -1 fatal.
+    """
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class ClosedError(StreamsinkError):
+    """A model or a stream was used after ``close()``."""

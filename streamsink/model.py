@@ -1,0 +1,191 @@
+"""The front door: a model by name or path, and streams on it."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from streamsink.ledger import Evicted
+from streamsink.policy import SinkPolicy
+from streamsink.records import Event
+from streamsink.registry import resolve
+from streamsink.settings import CacheSettings
+from streamsink.stream import Stream
+
+if TYPE_CHECKING:
+    from streamsink.native.weights import Weights
+
+N_CTX = 2048
+"""Context of a stream that was not told another, bounded by the trained one."""
+
+
+class Model:
+    """A GGUF model, loaded once for any number of streams. Made by `Model.open`."""
+
+    def __init__(self, weights: Weights) -> None:
+        self._weights = weights
+        self._streams: weakref.WeakSet[Stream] = weakref.WeakSet()
+
+    @classmethod
+    def open(
+        cls, name_or_path: str | os.PathLike[str] = "", n_gpu_layers: int | None = None
+    ) -> Model:
+        """Load a model.
+
+        Parameters
+        ----------
+        name_or_path : str or path
+            A name of the registry (``streamsink models``) or a ``.gguf`` file; empty means the
+            default model.
+        n_gpu_layers : int, optional
+            Layers to put on the GPU; ``None`` means all where llama.cpp was built for one.
+
+        Raises
+        ------
+        UsageError
+            No such name or file.
+        ModelError
+            The file cannot be loaded.
+        """
+        path = resolve(os.fspath(name_or_path))
+        from streamsink.native.weights import Weights
+
+        return cls(Weights(Path(path), n_gpu_layers))
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return self._weights.path
+
+    @property
+    def description(self) -> str:
+        """Family, size and quantisation in llama.cpp's words."""
+        return self._weights.description
+
+    @property
+    def n_ctx_train(self) -> int:
+        """Tokens of context that the model was trained on."""
+        return self._weights.n_ctx_train
+
+    @property
+    def bos(self) -> int | None:
+        """The token that opens a stream; ``None`` where the model expects none."""
+        return self._weights.vocabulary.bos
+
+    @property
+    def n_vocab(self) -> int:
+        """Size of the vocabulary."""
+        return self._weights.vocabulary.n_tokens
+
+    def tokenize(self, text: str, *, special: bool = False) -> list[int]:
+        """Tokens of a text, no BOS added; ``special`` reads ``<|...|>`` as control tokens."""
+        return self._weights.vocabulary.tokenize(text, special=special)
+
+    @property
+    def chat_template(self) -> str:
+        """The Jinja chat template of the file; '' where there is none."""
+        return self._weights.chat_template
+
+    @property
+    def special_texts(self) -> dict[str, str]:
+        """Texts of BOS and EOS, as chat templates want them; '' where there is none."""
+        vocabulary = self._weights.vocabulary
+        return {
+            name: ""
+            if token is None
+            else vocabulary.piece(token, special=True).decode("utf-8", "replace")
+            for name, token in (
+                ("bos_token", vocabulary.bos_token),
+                ("eos_token", vocabulary.eos_token),
+            )
+        }
+
+    def cell_bytes(self, cache_type_k: str = "f16", cache_type_v: str = "f16") -> float:
+        """Bytes that one token takes in a cache of these types (all layers; an upper estimate)."""
+        return self._weights.cell_bytes(cache_type_k, cache_type_v)
+
+    def device_bytes(self) -> int | None:
+        """Bytes in use on all GPUs together, by whatever process; None without a GPU."""
+        from streamsink.native import devices
+
+        return devices.used_bytes()
+
+    def stream(
+        self,
+        policy: SinkPolicy | None = None,
+        n_ctx: int | None = None,
+        cache_type_k: str = "f16",
+        cache_type_v: str = "f16",
+        *,
+        n_batch: int = 512,
+        n_lanes: int = 64,
+        threads: int | None = None,
+        threads_batch: int | None = None,
+        flash_attn: bool | None = None,
+        on_evict: Callable[[Evicted], object] | None = None,
+        on_event: Callable[[Event], object] | None = None,
+    ) -> Stream:
+        """Open a stream with a cache of its own.
+
+        Parameters
+        ----------
+        policy : SinkPolicy, optional
+            What to keep and what to evict; ``SinkPolicy()`` by default.
+        n_ctx : int, optional
+            Tokens that a token can attend to, itself and the sink included.
+        cache_type_k, cache_type_v, n_batch, n_lanes, threads, threads_batch, flash_attn
+            See `CacheSettings`.
+        on_evict, on_event : callable, optional
+            See `Stream`.
+
+        Raises
+        ------
+        UsageError
+            Settings out of range or that exclude one another.
+        CapabilityError
+            The model cannot stream, or not by the placement asked for.
+        MemoryBudgetError
+            The context does not fit into memory.
+        """
+        policy = policy or SinkPolicy()
+        if n_ctx is None:
+            n_ctx = min(N_CTX, self.n_ctx_train)
+        policy.check(n_ctx)
+        settings = CacheSettings(
+            cache_type_k, cache_type_v, n_batch, n_lanes, threads, threads_batch, flash_attn
+        )
+        from streamsink.native.context import NativeContext
+
+        swa_full = policy.placement == "rotate"
+        backend = NativeContext(self._weights, n_ctx, settings, swa_full=swa_full)
+        try:
+            stream = Stream(backend, policy, n_ctx, on_evict=on_evict, on_event=on_event)
+        except Exception:
+            backend.close()
+            raise
+        self._streams.add(stream)
+        return stream
+
+    def close(self) -> None:
+        """Close all streams, and free the weights. Twice is fine."""
+        # A context that outlives its model takes the process with it.
+        for stream in list(self._streams):
+            stream.close()
+        self._weights.close()
+
+    def __enter__(self) -> Model:
+        """Use as a context manager; closes at the end."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close."""
+        self.close()

@@ -1,0 +1,1 @@
+"""llama.cpp behind `streamsink.backend`; nothing outside this package imports ``llama_cpp``."""

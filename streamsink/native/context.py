@@ -1,0 +1,377 @@
+"""One llama.cpp context: cells, sequences, decoding. Every return code is looked at."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import weakref
+from collections.abc import Sequence
+from typing import Literal
+
+import llama_cpp.llama_cpp as llama
+import numpy as np
+import psutil
+
+from streamsink.backend import MAIN, Capabilities, Logits, Sampler
+from streamsink.cache_types import CACHE_TYPES
+from streamsink.errors import (
+    CacheError,
+    CapabilityError,
+    ClosedError,
+    DecodeError,
+    MemoryBudgetError,
+    ModelError,
+    UsageError,
+)
+from streamsink.memory import available_bytes, gib
+from streamsink.native import probe
+from streamsink.native.library import forget_errors, last_error
+from streamsink.native.sampler import NativeSampler
+from streamsink.native.vocabulary import NativeVocabulary
+from streamsink.native.weights import Weights
+from streamsink.sampling import Sampling
+from streamsink.settings import CacheSettings
+
+CELL_STEP = 256
+"""llama.cpp rounds a cache up to whole steps, and computes attention over whole steps."""
+ROWS_BYTES = 64 * 2**20
+"""Memory that rows of logits of one decode may take."""
+COMPACT_BYTES = 64 * 2**20
+"""Largest cache that is moved together: in larger models the attention is a smaller part of a
+decode, so the gain is small and the copy is not."""
+
+_REASONS = {
+    1: "no free cells for",
+    2: "the decode was aborted with",
+    -1: "llama.cpp refused the batch with",
+}
+
+
+class NativeContext:
+    """A ``llama_context``; implements `streamsink.backend.Backend`.
+
+    Parameters
+    ----------
+    weights : Weights
+        The model; it must stay open.
+    n_ctx : int
+        Live tokens that the cache must hold.
+    settings : CacheSettings
+        The batch is also the physical one, so that a decode is one piece and fails as one.
+    swa_full : bool
+        Whether sliding-window layers keep all cells, as a rotation needs.
+
+    Raises
+    ------
+    ModelError
+        llama.cpp cannot make the context.
+    MemoryBudgetError
+        The context does not fit into memory.
+    """
+
+    def __init__(
+        self, weights: Weights, n_ctx: int, settings: CacheSettings, *, swa_full: bool
+    ) -> None:
+        self._weights = weights
+        self._n_lanes_asked = settings.n_lanes if weights.n_swa == 0 else 1
+        n_spare = self._n_lanes_asked - 1
+        flash = settings.flash_attn
+        if settings.needs_flash:
+            flash = True
+        elif flash is None and not weights.offloads:
+            flash = False
+        _check_memory(weights, n_ctx + n_spare, settings, flash=bool(flash))
+
+        params = llama.llama_context_default_params()
+        params.n_ctx = n_ctx + n_spare
+        params.n_batch = params.n_ubatch = settings.n_batch
+        params.n_seq_max = 2 + n_spare
+        params.n_threads = settings.threads or _cores()
+        params.n_threads_batch = settings.threads_batch or params.n_threads
+        params.flash_attn_type = -1 if flash is None else int(flash)
+        params.type_k = CACHE_TYPES[settings.cache_type_k].number
+        params.type_v = CACHE_TYPES[settings.cache_type_v].number
+        params.kv_unified = True
+        params.swa_full = swa_full
+        params.no_perf = True
+        forget_errors()
+        context = llama.llama_init_from_model(weights.handle, params)
+        if not context:
+            raise ModelError(
+                f"llama.cpp cannot make a context of {n_ctx} tokens: "
+                f"{last_error() or 'no reason given'}; lower --ctx or change --cache-type-k/-v"
+            )
+        self._context: llama.llama_context_p | None = context
+        self._memory = llama.llama_get_memory(context)
+        self._n_cells_live = -(-n_ctx // CELL_STEP) * CELL_STEP
+        self._n_cells = int(llama.llama_n_ctx(context))
+        self._n_batch = int(llama.llama_n_batch(context))
+        self._n_sequences = 2 + n_spare
+        self._n_lanes: int | None = None
+        self.lane_order: probe.LaneOrder = "own last"
+        self._n_rows = 0
+        self._shifts = bool(llama.llama_memory_can_shift(self._memory))
+        self._capabilities = weights.capabilities(settings.cache_type_k, swa_full=swa_full)
+        self._compact_buffer = self._new_compact_buffer(n_ctx, settings)
+        self._batch = _Batch(self._n_batch, self._n_sequences)
+        self._single = _Batch(1, 1)
+        self._single.fill_one_sequence([0], 0, MAIN, "last")
+        # Also when nobody calls close(), and before the weights go, which were there first.
+        self._free = weakref.finalize(self, _free, context, self._batch, self._single)
+
+    # -- what there is --------------------------------------------------------------------------
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What may be done to this cache."""
+        return self._capabilities
+
+    @property
+    def vocabulary(self) -> NativeVocabulary:
+        """Tokens and text of the model."""
+        return self._weights.vocabulary
+
+    @property
+    def n_cells(self) -> int:
+        """Cells of the cache."""
+        return self._n_cells
+
+    @property
+    def n_batch(self) -> int:
+        """Most tokens in one decode."""
+        return self._n_batch
+
+    @property
+    def n_rows(self) -> int:
+        """Most rows of logits that one decode may return."""
+        row = 4 * self.vocabulary.n_tokens
+        return max(1, min(self._n_batch, ROWS_BYTES // row))
+
+    @property
+    def n_lanes(self) -> int:
+        """Lanes that were found to work here; the first question decodes a few tokens."""
+        if self._n_lanes is None:
+            self._n_lanes = 1
+            if self._n_lanes_asked > 1 and probe.lane_order(self, self._n_lanes_asked - 1):
+                self._n_lanes = self._n_lanes_asked
+        return self._n_lanes
+
+    # -- decoding -------------------------------------------------------------------------------
+
+    def decode(
+        self, tokens: Sequence[int], pos: int, seq: int, rows: Literal["last", "all"]
+    ) -> None:
+        """Write tokens to a sequence at ``pos`` and after it, and compute logits."""
+        if len(tokens) == 1 and seq == MAIN:
+            batch = self._single
+            batch.tokens[0] = tokens[0]
+            batch.positions[0] = pos
+        else:
+            batch = self._batch
+            self._check_size(tokens)
+            batch.fill_one_sequence(tokens, pos, seq, rows)
+        self._decode(batch, pos, (seq,))
+        self._n_rows = len(tokens) if rows == "all" else 1
+
+    def decode_lanes(
+        self, tokens: Sequence[int], pos: int, lanes: Sequence[int], rows: Literal["last", "all"]
+    ) -> None:
+        """Token ``i`` sees sequence ``lanes[i]`` and is written to it and to later ones."""
+        self._check_size(tokens)
+        sets = [range(lane, MAIN - 1, -1) for lane in lanes]
+        self.decode_sets(tokens, range(pos, pos + len(tokens)), sets, rows)
+
+    def decode_sets(
+        self,
+        tokens: Sequence[int],
+        positions: Sequence[int],
+        sets: Sequence[Sequence[int]],
+        rows: Literal["last", "all"],
+    ) -> None:
+        """Decode with a set of sequences for each token; it sees the first of its set."""
+        self._batch.fill(tokens, positions, rows)
+        for at, members in enumerate(sets):
+            # llama.cpp keeps the ids of a token in an unordered_set (llama-batch.h). Where an id
+            # that falls into an empty bucket comes out first (libstdc++, libc++), the sequence to
+            # be seen has to go in last, and the ids have to be a run of integers: two of them in
+            # one bucket would change the order. Before, it kept the order given.
+            given = members[::-1] if self.lane_order == "own last" else members
+            self._batch.set_sequences(at, given)
+        self._decode(self._batch, positions[0], sorted({seq for one in sets for seq in one}))
+        self._n_rows = len(tokens) if rows == "all" else 1
+
+    def _check_size(self, tokens: Sequence[int]) -> None:
+        # llama_decode aborts the process beyond n_batch (llama-context.cpp).
+        if not 0 < len(tokens) <= self._n_batch:
+            raise UsageError(
+                f"{len(tokens)} tokens in one batch: 1 to {self._n_batch} are possible"
+            )
+
+    def _decode(self, batch: _Batch, pos: int, sequences: Sequence[int]) -> None:
+        forget_errors()
+        code = int(llama.llama_decode(self._handle, batch.native))
+        if code == 0:
+            return
+        # After 2 and below -1 llama.cpp clears only each token's first sequence.
+        for seq in sequences:
+            self.remove(seq, pos, -1)
+        reason = _REASONS.get(code, "llama.cpp failed with")
+        raise DecodeError(
+            f"{reason} {batch.native.n_tokens} tokens (llama_decode returned {code}"
+            f"{': ' + last_error() if last_error() else ''})",
+            code,
+        )
+
+    def logits(self) -> Logits:
+        """Rows of the last decode, shape (n_rows, n_vocab). A view, good until the next decode."""
+        pointer = llama.llama_get_logits(self._handle)
+        return np.ctypeslib.as_array(pointer, (self._n_rows, self.vocabulary.n_tokens))
+
+    def sampler(self, sampling: Sampling, recent: Sequence[int]) -> NativeSampler:
+        """Build a chain; ``recent`` tokens count for its repetition penalties."""
+        return NativeSampler(self.vocabulary, sampling, recent)
+
+    def sample(self, sampler: Sampler) -> int:
+        """Choose a token by the last row of logits and accept it into the chain."""
+        assert isinstance(sampler, NativeSampler)
+        return sampler.sample(self._handle)
+
+    # -- cells ----------------------------------------------------------------------------------
+
+    def remove(self, seq: int, start: int, stop: int) -> None:
+        """Take cells out of a sequence; ``stop`` of -1 means to its end."""
+        if not llama.llama_memory_seq_rm(self._cache, seq, start, stop):
+            raise CacheError(f"llama.cpp cannot remove positions {start} to {stop} of the cache")
+
+    def copy(self, source: int, target: int, start: int, stop: int) -> None:
+        """Let cells of ``source`` belong to ``target`` too; ``stop`` of -1 means to its end."""
+        llama.llama_memory_seq_cp(self._cache, source, target, start, stop)
+
+    def shift(self, seq: int, start: int, stop: int, delta: int) -> None:
+        """Change positions by ``delta``; keys are rotated before the next decode."""
+        # llama.cpp aborts the process otherwise: seq_add on M-RoPE, a K-shift where can_shift is
+        # false (llama-kv-cache.cpp).
+        if not self._shifts or self._capabilities.no_rotate:
+            raise CapabilityError(
+                f"positions cannot be shifted: {self._capabilities.no_rotate or 'no K-shift'}"
+            )
+        llama.llama_memory_seq_add(self._cache, seq, start, stop, delta)
+
+    def compact(self, seq: int) -> None:
+        """Move the cells of the only sequence in use together, where that makes decoding faster.
+
+        Lanes leave live tokens in the spare cells, and llama.cpp computes attention up to the last
+        cell in use: 256 more cost 7 % of a decode at n_ctx 2,048. The state functions put a
+        sequence into the first free cells.
+        """
+        buffer = self._compact_buffer
+        if buffer is None:
+            return
+        n = int(llama.llama_state_seq_get_data(self._handle, buffer, len(buffer), seq))
+        if n == 0:
+            self._compact_buffer = None
+            return
+        self.remove(seq, 0, -1)
+        if not llama.llama_state_seq_set_data(self._handle, buffer, n, seq):
+            raise CacheError(f"llama.cpp could not put {n} bytes of cache back: {last_error()}")
+
+    def _new_compact_buffer(
+        self, n_ctx: int, settings: CacheSettings
+    ) -> ctypes.Array[ctypes.c_uint8] | None:
+        """Room for a full sequence; None where moving it is no gain."""
+        if self._weights.offloads or self._weights.n_swa or self._n_cells == self._n_cells_live:
+            return None
+        cell = self._weights.cell_bytes(settings.cache_type_k, settings.cache_type_v)
+        n_bytes = int(n_ctx * (cell + 64)) + 2**20
+        if n_bytes > COMPACT_BYTES:
+            return None
+        buffer = (ctypes.c_uint8 * n_bytes)()
+        # Touched now, so that a stream's memory is the same from its first token on.
+        ctypes.memset(buffer, 1, n_bytes)
+        return buffer
+
+    def clear(self) -> None:
+        """Empty every sequence."""
+        llama.llama_memory_clear(self._cache, False)
+
+    # -- life -----------------------------------------------------------------------------------
+
+    @property
+    def _handle(self) -> llama.llama_context_p:
+        if self._context is None:
+            raise ClosedError("this context is closed: open another with model.stream()")
+        return self._context
+
+    @property
+    def _cache(self) -> llama.llama_memory_t:
+        if self._context is None:
+            raise ClosedError("this context is closed: open another with model.stream()")
+        return self._memory
+
+    def close(self) -> None:
+        """Free the context. Twice is fine."""
+        self._context = None
+        self._free()
+
+
+class _Batch:
+    """A ``llama_batch`` with NumPy views of its arrays."""
+
+    def __init__(self, n_tokens: int, n_sequences: int) -> None:
+        self.native = llama.llama_batch_init(n_tokens, 0, n_sequences)
+        view = np.ctypeslib.as_array
+        self.tokens = view(self.native.token, (n_tokens,))
+        self.positions = view(self.native.pos, (n_tokens,))
+        self._n_members = view(self.native.n_seq_id, (n_tokens,))
+        self._rows = view(self.native.logits, (n_tokens,))
+        self._members = [view(self.native.seq_id[at], (n_sequences,)) for at in range(n_tokens)]
+
+    def fill(
+        self, tokens: Sequence[int], positions: Sequence[int], rows: Literal["last", "all"]
+    ) -> None:
+        n = len(tokens)
+        self.native.n_tokens = n
+        self.tokens[:n] = tokens
+        self.positions[:n] = positions
+        self._rows[:n] = rows == "all"
+        self._rows[n - 1] = True
+
+    def fill_one_sequence(
+        self, tokens: Sequence[int], pos: int, seq: int, rows: Literal["last", "all"]
+    ) -> None:
+        self.fill(tokens, range(pos, pos + len(tokens)), rows)
+        self._n_members[: len(tokens)] = 1
+        for members in self._members[: len(tokens)]:
+            members[0] = seq
+
+    def set_sequences(self, at: int, members: Sequence[int]) -> None:
+        self._n_members[at] = len(members)
+        self._members[at][: len(members)] = members
+
+
+def _free(context: llama.llama_context_p, *batches: _Batch) -> None:
+    llama.llama_free(context)
+    for batch in batches:
+        llama.llama_batch_free(batch.native)
+
+
+def _cores() -> int:
+    """Physical cores that this process may use: hyper-threads slow llama.cpp down."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, min(psutil.cpu_count(logical=False) or 1, allowed or 1))
+
+
+def _check_memory(weights: Weights, n_cells: int, settings: CacheSettings, *, flash: bool) -> None:
+    """Refuse a context that would drive the machine out of memory: Linux would kill the process."""
+    if weights.offloads:
+        return
+    cache = weights.cell_bytes(settings.cache_type_k, settings.cache_type_v) * n_cells
+    # Without flash attention the scores of a whole batch stand in memory, in f32.
+    scores = 0 if flash else 4 * weights.n_head * min(settings.n_batch, n_cells) * n_cells
+    free = available_bytes()
+    if cache + scores > 0.95 * free:
+        fits = int(n_cells * 0.95 * free / (cache + scores))
+        raise MemoryBudgetError(
+            f"a context of {n_cells} tokens takes {gib(cache + scores)}, and {gib(free)} are free: "
+            f"lower --ctx (about {fits} fit), or --cache-type-k q8_0 --cache-type-v q8_0"
+        )

@@ -1,0 +1,157 @@
+"""Which models have a name, where their files live, and which are here."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from streamsink.errors import UsageError
+from streamsink.registry.entries import DEFAULT_MODEL, Entry, find
+from streamsink.registry.paths import builtin_registry, models_dir, user_registry
+from streamsink.registry.sources import HfSource, PathSource, UrlSource
+from streamsink.registry.tables import Table, merge, parse_entry, read_tables
+
+Asked = str | os.PathLike[str] | None
+"""What a user may name a model by: a name, a path, or nothing for the default model."""
+
+
+def load_registry() -> dict[str, Entry]:
+    """Return all entries, the user's own laid over the built-in ones.
+
+    Raises
+    ------
+    UsageError
+        A registry file cannot be read, or says something that cannot be; with file and line.
+    """
+    tables = merge(read_file(builtin_registry()), read_file(user_registry(), own=True))
+    return {name: parse_entry(table) for name, table in tables.items()}
+
+
+def read_file(path: Path, *, own: bool = False) -> dict[str, Table]:
+    """Return the tables of one registry file; none if the user has no own file.
+
+    Raises
+    ------
+    UsageError
+        It cannot be read, or is not TOML.
+    """
+    try:
+        text = path.read_text("utf-8")
+    except FileNotFoundError:
+        if own:
+            return {}
+        raise UsageError(f"{path} is missing: install streamsink again") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read the registry {path}: {error}") from None
+    return read_tables(text, str(path), own=own)
+
+
+def entry_named(name: str) -> Entry:
+    """Return the entry called ``name``; the empty name means the default model.
+
+    Raises
+    ------
+    UsageError
+        There is none; the message names those that come near.
+    """
+    return find(load_registry(), name or DEFAULT_MODEL)
+
+
+def entry_for(name_or_path: Asked) -> Entry | None:
+    """Return the entry behind what a user typed; None where it is a path or unknown.
+
+    Raises
+    ------
+    UsageError
+        A registry file cannot be read.
+    """
+    return load_registry().get(os.fspath(name_or_path or "") or DEFAULT_MODEL)
+
+
+def location(entry: Entry) -> Path:
+    """Return where an entry's file is, or will be once pulled."""
+    if isinstance(entry.source, PathSource):
+        return entry.source.path
+    return models_dir() / entry.name / entry.filename
+
+
+def part_of(entry: Entry) -> Path:
+    """Return where an entry's bytes are gathered until they are whole."""
+    target = location(entry)
+    return target.with_name(f"{target.name}.part")
+
+
+def kept_bytes(entry: Entry) -> int:
+    """Return how much an interrupted pull has left for the next one to go on from."""
+    resumable = isinstance(entry.source, (HfSource, UrlSource))
+    return part_of(entry).stat().st_size if resumable and part_of(entry).is_file() else 0
+
+
+def is_here(entry: Entry) -> bool:
+    """Return whether an entry's file is here, and of the stated size."""
+    path = location(entry)
+    return path.is_file() and entry.size in (None, path.stat().st_size)
+
+
+def resolve(name_or_path: Asked) -> Path:
+    """Return the file behind a registry name or a path.
+
+    A name wins over a file of the same name in the current folder; ``./name`` means the file.
+
+    Parameters
+    ----------
+    name_or_path : str, PathLike or None
+        What the user typed; None or empty means ``DEFAULT_MODEL``.
+
+    Raises
+    ------
+    UsageError
+        The name is unknown, its file is not here, or the path is no file.
+    """
+    asked = os.fspath(name_or_path or "") or DEFAULT_MODEL
+    entries = load_registry()
+    if asked in entries:
+        return file_of(entries[asked])
+    path = Path(asked).expanduser()
+    if path.is_file():
+        return path
+    if path.is_dir():
+        raise UsageError(f"{asked} is a folder: name the .gguf file in it")
+    if _looks_like_a_path(asked):
+        hint = ""
+        if re.fullmatch(r"[\w.-]+/[\w.-]+", asked):
+            hint = "; a file on the Hugging Face Hub gets a name by `streamsink models add`"
+        raise UsageError(f"no such file: {asked}{hint}")
+    return file_of(find(entries, asked))
+
+
+def file_of(entry: Entry) -> Path:
+    """Return an entry's file.
+
+    Raises
+    ------
+    UsageError
+        It is not here; the message says what to do about it.
+    """
+    path = location(entry)
+    if is_here(entry):
+        return path
+    if isinstance(entry.source, PathSource):
+        raise UsageError(f"{entry.name} is the file {path}, which {_fault(entry, path)}")
+    if path.exists():
+        raise UsageError(
+            f"{path} {_fault(entry, path)}: `streamsink models pull {entry.name}` replaces it"
+        )
+    raise UsageError(f"{entry.name} is not here yet: `streamsink models pull {entry.name}`")
+
+
+def _fault(entry: Entry, path: Path) -> str:
+    if not path.is_file():
+        return "is not a file" if path.exists() else "is not there"
+    return f"has {path.stat().st_size:,} bytes, not the {entry.size:,} of the registry"
+
+
+def _looks_like_a_path(asked: str) -> bool:
+    separators = {"/", os.sep, os.altsep or os.sep}
+    return asked.lower().endswith(".gguf") or any(mark in asked for mark in separators)

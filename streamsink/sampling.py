@@ -1,0 +1,79 @@
+"""How the next token is chosen: plain data, turned into a native chain by the backend."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from streamsink.errors import UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """Settings of a sampler chain, in the order in which they act.
+
+    Parameters
+    ----------
+    grammar : str, optional
+        GBNF grammar that the text must follow; its start symbol is ``root``.
+    repeat_penalty, frequency_penalty, presence_penalty : float
+        Penalties on recent tokens; 1, 0 and 0 switch them off.
+    repeat_last_n : int
+        How many recent tokens the penalties look at.
+    top_k : int
+        Keep the k likeliest tokens; 0 keeps all.
+    top_p : float
+        Keep the likeliest tokens that hold this much probability; 1 keeps all.
+    min_p : float
+        Drop tokens less likely than this share of the likeliest; 0 drops none.
+    temperature : float
+        Divides the logits; 0 takes the likeliest token.
+    seed : int, optional
+        Seed of the random draw; ``None`` draws one.
+
+    Raises
+    ------
+    UsageError
+        A value out of its range.
+    """
+
+    temperature: float = 0.8
+    top_k: int = 40
+    top_p: float = 0.95
+    min_p: float = 0.05
+    repeat_penalty: float = 1.0
+    repeat_last_n: int = 64
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    seed: int | None = None
+    grammar: str | None = None
+
+    def __post_init__(self) -> None:
+        _within("temp", self.temperature, 0.0, 100.0)
+        _within("top-k", self.top_k, 0, 2**30)
+        _within("top-p", self.top_p, 0.0, 1.0)
+        _within("min-p", self.min_p, 0.0, 1.0)
+        _within("repeat-penalty", self.repeat_penalty, 0.01, 100.0)
+        _within("repeat-last-n", self.repeat_last_n, 0, 2**20)
+        _within("frequency-penalty", self.frequency_penalty, -100.0, 100.0)
+        _within("presence-penalty", self.presence_penalty, -100.0, 100.0)
+        if self.seed is not None:
+            _within("seed", self.seed, 0, 2**32 - 2)
+
+    @property
+    def penalizes(self) -> bool:
+        """Whether recent tokens matter."""
+        return self.repeat_last_n > 0 and (
+            self.repeat_penalty != 1.0
+            or self.frequency_penalty != 0.0
+            or self.presence_penalty != 0.0
+        )
+
+
+def _within(option: str, value: float, least: float, most: float) -> None:
+    if (
+        not isinstance(value, (int, float))
+        or not math.isfinite(value)
+        or not least <= value <= most
+    ):
+        raise UsageError(f"--{option} {value} is not possible: a number from {least} to {most}")

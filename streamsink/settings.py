@@ -1,0 +1,74 @@
+"""Of what kind a stream's cache is and how it is computed: checked before anything is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from streamsink.cache_types import CACHE_TYPES
+from streamsink.errors import UsageError
+
+MOST_BATCH = 2**16
+MOST_THREADS = 512  # ggml.h: GGML_MAX_N_THREADS
+MOST_LANES = 255  # llama.cpp has 256 sequences (llama-cparams.h: LLAMA_MAX_SEQ), one is the stream
+
+
+@dataclass(frozen=True, slots=True)
+class CacheSettings:
+    """Settings of a llama.cpp context that have nothing to do with what it forgets.
+
+    Parameters
+    ----------
+    cache_type_k, cache_type_v : str
+        Types of keys and values: f32, f16, bf16, q8_0, q5_1, q5_0, q4_1, q4_0, iq4_nl.
+    n_batch : int
+        Most tokens in one decode.
+    n_lanes : int
+        Evictions that one decode may span while feeding (`streamsink.lanes`); each takes a spare
+        cell, and 1 feeds token by token.
+    threads, threads_batch : int, optional
+        CPU threads for single tokens and for batches; the physical cores by default.
+    flash_attn : bool, optional
+        ``None`` leaves it to llama.cpp on a GPU and switches it off on a CPU, where it halves the
+        speed of decoding (40 against 17.6 ms a token at 1,500 cells, SmolLM2-135M, 2 cores), but
+        for quantised values, which need it.
+
+    Raises
+    ------
+    UsageError
+        A value out of its range, or two that exclude one another.
+    """
+
+    cache_type_k: str = "f16"
+    cache_type_v: str = "f16"
+    n_batch: int = 512
+    n_lanes: int = 64
+    threads: int | None = None
+    threads_batch: int | None = None
+    flash_attn: bool | None = None
+
+    def __post_init__(self) -> None:
+        for option, name in (("k", self.cache_type_k), ("v", self.cache_type_v)):
+            if name not in CACHE_TYPES:
+                raise UsageError(
+                    f"--cache-type-{option} {name} is not one of {', '.join(CACHE_TYPES)}"
+                )
+        _check_range("batch", self.n_batch, MOST_BATCH)
+        _check_range("lanes", self.n_lanes, MOST_LANES)
+        for option, count in (("threads", self.threads), ("threads-batch", self.threads_batch)):
+            if count is not None:
+                _check_range(option, count, MOST_THREADS)
+        if self.needs_flash and self.flash_attn is False:
+            raise UsageError(
+                f"--cache-type-v {self.cache_type_v} needs flash attention: drop --no-flash-attn, "
+                "or use --cache-type-v f16"
+            )
+
+    @property
+    def needs_flash(self) -> bool:
+        """Whether llama.cpp can read these values by flash attention only."""
+        return CACHE_TYPES[self.cache_type_v].quantised
+
+
+def _check_range(option: str, value: object, most: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
+        raise UsageError(f"--{option} {value} is not possible: a number from 1 to {most}")

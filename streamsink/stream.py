@@ -1,0 +1,491 @@
+"""The stream: what a person holds in hand. Text and tokens in, scores and steps out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streamsink.backend import Backend, Logits, Sampler
+from streamsink.cache import REBASE_AT, Cache
+from streamsink.errors import ClosedError, UsageError
+from streamsink.interrupt import Exclusive
+from streamsink.ledger import Evicted
+from streamsink.policy import SinkPolicy
+from streamsink.records import Event, Finish, Stats, Step, Visible
+from streamsink.sampling import Sampling
+from streamsink.scoring import nll
+from streamsink.text import TextStream
+
+Input: TypeAlias = str | Sequence[int]
+
+
+@dataclass(slots=True)
+class _Meter:
+    """Tokens, and the seconds that were spent on them."""
+
+    n_tokens: int = 0
+    seconds: float = 0.0
+
+    @property
+    def rate(self) -> float:
+        return self.n_tokens / self.seconds if self.seconds else 0.0
+
+    def add(self, n_tokens: int, start: float) -> None:
+        self.n_tokens += n_tokens
+        self.seconds += time.perf_counter() - start
+
+
+class Stream:
+    """An endless stream through a finite context. Made by `streamsink.Model.stream`.
+
+    A stream never remembers more than ``n_ctx`` tokens: what was evicted is forgotten.
+
+    Parameters
+    ----------
+    backend : Backend
+        An engine's context, owned by the stream from here on.
+    policy : SinkPolicy
+        What to keep, what to evict.
+    n_ctx : int
+        Tokens that a token can attend to, itself and the sink included.
+    on_evict : callable, optional
+        Called with every `Evicted` record, after cache and ledger have settled.
+    on_event : callable, optional
+        Called with every `Event`, likewise.
+    rebase_at : int
+        Position at which a growing stream is brought back to 0.
+
+    Raises
+    ------
+    UsageError
+        The policy does not fit ``n_ctx``.
+    CapabilityError
+        The model cannot stream, or not by the placement asked for.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        policy: SinkPolicy,
+        n_ctx: int,
+        *,
+        on_evict: Callable[[Evicted], object] | None = None,
+        on_event: Callable[[Event], object] | None = None,
+        rebase_at: int = REBASE_AT,
+    ) -> None:
+        policy.check(n_ctx)
+        self.n_ctx = n_ctx
+        self._on_evict = on_evict
+        self._on_event = on_event
+        self._news: list[Event] = []
+        self._vocabulary = backend.vocabulary
+        self._policy = policy
+        self._pending: list[int] = []
+        self._n_prompt = 0
+        self._n_system: int | None = None
+        n_keep = policy.n_keep if isinstance(policy.n_keep, int) else 0
+        report = self._news.append if on_evict or on_event else None
+        self._alone = Exclusive(
+            "this stream is in use by another thread: give each thread its own stream",
+            before=self._check_open,
+            after=self._tell,
+        )
+        self._cache = Cache(
+            backend,
+            policy,
+            n_ctx,
+            max(0, n_keep),
+            rebase_at=rebase_at,
+            report=report,
+            pause=self._alone.deliver,
+        )
+        self._feeding = _Meter()
+        self._generating = _Meter()
+        self._sampler: tuple[Sampling, Sampler] | None = None
+        self._closed = False
+
+    # -- what the user holds in hand ------------------------------------------------------------
+
+    @property
+    def policy(self) -> SinkPolicy:
+        """The policy in force. Assign another at any time; it acts from the next token on.
+
+        A larger ``n_keep`` pins the oldest tokens that are still visible, a smaller one lets the
+        sink's last tokens go first.
+        """
+        return self._policy
+
+    @policy.setter
+    def policy(self, policy: SinkPolicy) -> None:
+        with self._alone:
+            policy.check(self.n_ctx)
+            n_keep = self._n_keep(policy)
+            if n_keep >= self.n_ctx:
+                raise UsageError(
+                    f"a pinned prefix of {n_keep} tokens leaves no window in n_ctx {self.n_ctx}: "
+                    f"lower --keep"
+                )
+            self._cache.adopt(policy, n_keep)
+            self._policy = policy
+
+    def change(self, **settings: Any) -> None:
+        """Change some settings of the policy: ``stream.change(n_discard=8)``."""
+        self.policy = replace(self._policy, **settings)
+
+    def pin_system(self, n_tokens: int) -> None:
+        """Say how many tokens the system block has: what ``n_keep="system"`` pins."""
+        previous, self._n_system = self._n_system, n_tokens
+        try:
+            self.policy = self._policy
+        except Exception:
+            self._n_system = previous
+            raise
+
+    def feed(self, text: Input, *, special: bool = False) -> int:
+        """Take in text or tokens of any length, evicting on the way.
+
+        Parameters
+        ----------
+        text : str or sequence of int
+            Text gets the model's BOS in front if the stream is empty; tokens are taken as they are.
+        special : bool
+            Read ``<|...|>`` in the text as control tokens.
+
+        Returns
+        -------
+        int
+            Tokens taken in.
+
+        Raises
+        ------
+        UsageError
+            A token that the vocabulary does not have, or a first prompt too long to be pinned.
+        DecodeError
+            llama.cpp failed; the stream holds what was decoded before and goes on.
+        """
+        with self._alone:
+            tokens = self._tokens(text, special)
+            self._begin(tokens)
+            start = time.perf_counter()
+            self._advance(tokens)
+            self._feeding.add(len(tokens), start)
+        return len(tokens)
+
+    def score(self, text: Input, *, special: bool = False) -> NDArray[np.float64]:
+        """Take in text or tokens like `feed`, and say how well the stream foresaw each token.
+
+        Returns
+        -------
+        ndarray of float64, shape (n_tokens,)
+            Negative log-likelihood in nat of each token given the stream before it; NaN for a
+            first token that has nothing before it. A BOS that was put in front counts as a token.
+
+        Raises
+        ------
+        UsageError, DecodeError
+            As for `feed`.
+        """
+        with self._alone:
+            tokens = self._tokens(text, special)
+            self._begin(tokens)
+            scores = np.full(len(tokens), np.nan)
+            if not tokens:
+                return scores
+            start = time.perf_counter()
+            if self._cache.ledger.n_live or self._pending:
+                scores[:1] = nll(self._ready_logits(), tokens[:1])
+            self._cache.advance(tokens, scores)
+            self._feeding.add(len(tokens), start)
+        return scores
+
+    def generate(
+        self,
+        max_tokens: int | None = 256,
+        stop: Sequence[str] = (),
+        sampling: Sampling | None = None,
+        *,
+        ignore_eos: bool = False,
+    ) -> Iterator[Step]:
+        """Let the model go on, one `Step` a token.
+
+        Every token yielded is part of the stream, the one that ended it included. Stop iterating
+        whenever you like; feed, change the policy, go on.
+
+        Parameters
+        ----------
+        max_tokens : int, optional
+            Most tokens; ``None`` goes on until something else ends it. A stream never fills up, so
+            this may be for ever.
+        stop : sequence of str
+            Strings that end the text.
+        sampling : Sampling, optional
+            How tokens are chosen. The same settings continue the same random sequence.
+        ignore_eos : bool
+            Go on when the model ends its text.
+
+        Raises
+        ------
+        UsageError
+            Nothing has been fed and the model has no BOS, or a grammar that cannot be read.
+        DecodeError
+            llama.cpp failed; the stream holds all tokens yielded and goes on.
+        """
+        sampling = sampling or Sampling()
+        if max_tokens is not None and max_tokens < 0:
+            raise UsageError(f"--max-tokens {max_tokens} is not possible: 0 or more")
+        if ignore_eos and sampling.grammar:
+            raise UsageError("a grammar ends where the text ends: drop ignore_eos or the grammar")
+        return self._generate(max_tokens, TextStream(stop), sampling, ignore_eos)
+
+    def logits(self) -> Logits:
+        """What the stream foresees: the logits of the next token.
+
+        Returns
+        -------
+        ndarray of float32, shape (n_vocab,)
+            A copy.
+
+        Raises
+        ------
+        UsageError
+            Nothing has been fed.
+        """
+        with self._alone:
+            if self._is_empty:
+                raise UsageError("nothing to go on from: feed a prompt first")
+            row: Logits = self._ready_logits()[0].copy()
+            return row
+
+    @property
+    def stats(self) -> Stats:
+        """The stream in numbers."""
+        cache, ledger, counters = self._cache, self._cache.ledger, self._cache.counters
+        return Stats(
+            index=ledger.next_index + len(self._pending),
+            sees=tuple((part.start, part.stop) for part in ledger.visible()),
+            positions=(ledger.first_pos, ledger.next_pos),
+            pinned=ledger.n_pinned,
+            window=ledger.n_live - ledger.n_pinned,
+            evicted=counters.evicted,
+            evictions=counters.evictions,
+            reanchors=counters.reanchors,
+            shifts=counters.shifts,
+            rebases=counters.rebases,
+            gap=ledger.gap,
+            slack=cache.choice.slack,
+            placement=cache.choice.placement,
+            why=cache.choice.why,
+            feed_rate=self._feeding.rate,
+            rate=self._generating.rate,
+        )
+
+    def visible(self) -> list[Visible]:
+        """What the model can still see, oldest first; what lies between was forgotten.
+
+        A token that was generated but not yet evaluated is evaluated first.
+        """
+        with self._alone:
+            self._advance(())
+            ledger = self._cache.ledger
+            tokens = list(ledger.tokens())
+            n_pinned = ledger.n_pinned
+            parts: list[Visible] = []
+            at = 0
+            for part in ledger.visible():
+                for cut, pinned in ((n_pinned - at, True), (len(part), False)):
+                    here = part[: max(0, min(cut, len(part)))]
+                    part = part[len(here) :]
+                    if here:
+                        ids = tuple(tokens[at : at + len(here)])
+                        parts.append(Visible(here.start, here.stop, pinned, ids, self.text(ids)))
+                        at += len(here)
+            return parts
+
+    def visible_tokens(self) -> list[int]:
+        """Ids of all tokens that the model can still see, oldest first."""
+        return [*self._cache.ledger.tokens(), *self._pending]
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """Text of tokens, control tokens included."""
+        piece = self._vocabulary.piece
+        return b"".join(piece(token, special=True) for token in tokens).decode("utf-8", "replace")
+
+    def tokenize(self, text: str, *, special: bool = False) -> list[int]:
+        """Tokens of a text, no BOS added."""
+        return self._vocabulary.tokenize(text, special=special)
+
+    @property
+    def n_cells(self) -> int:
+        """Cells of the cache: ``n_ctx`` and some to spare."""
+        return self._cache.backend.n_cells
+
+    @property
+    def bos(self) -> int | None:
+        """The token that opens a stream; ``None`` where the model expects none."""
+        return self._vocabulary.bos
+
+    def reset(self) -> None:
+        """Forget everything and begin anew, under the same policy."""
+        with self._alone:
+            self._cache.clear()
+            self._pending.clear()
+            self._n_prompt = 0
+            self._drop_sampler()
+
+    def close(self) -> None:
+        """Free the context. Twice is fine."""
+        if self._closed:
+            return
+        with self._alone:
+            self._closed = True
+            self._drop_sampler()
+            self._cache.backend.close()
+
+    def __enter__(self) -> Stream:
+        """Use as a context manager; closes at the end."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close."""
+        self.close()
+
+    # -- how it works ---------------------------------------------------------------------------
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ClosedError("this stream is closed: open another with model.stream()")
+
+    def _tell(self) -> None:
+        while self._news:
+            event = self._news.pop(0)
+            if self._on_evict and event.kind == "evict":
+                self._on_evict(Evicted(event.index, event.tokens))
+            if self._on_event:
+                self._on_event(event)
+
+    def _n_keep(self, policy: SinkPolicy) -> int:
+        """What the policy pins on this stream, as a number."""
+        if policy.n_keep == "system":
+            if self._n_system is None:
+                if not self._is_empty:
+                    raise UsageError("--keep system needs a chat: give a number, or -1")
+                return 0
+            return self._n_system
+        if policy.n_keep == -1:
+            prompt = range(self._n_prompt)
+            return sum(len(prompt[part.start : part.stop]) for part in self._cache.ledger.visible())
+        return policy.n_keep
+
+    def _tokens(self, text: Input, special: bool) -> list[int]:
+        if isinstance(text, str):
+            tokens = self._vocabulary.tokenize(text, special=special)
+            bos = self._vocabulary.bos
+            if self._is_empty and bos is not None and tokens[:1] != [bos]:
+                tokens.insert(0, bos)
+            return tokens
+        tokens = [int(token) for token in text]
+        n_tokens = self._vocabulary.n_tokens
+        for token in tokens:
+            if not 0 <= token < n_tokens:
+                raise UsageError(f"token {token} is not in the vocabulary of {n_tokens} tokens")
+        return tokens
+
+    def _begin(self, tokens: Sequence[int]) -> None:
+        """Settle what the first prompt settles: the size of the pinned prefix."""
+        if not self._is_empty or not tokens:
+            return
+        n_keep = self._policy.n_keep
+        if n_keep == "system" and self._n_system is None:
+            raise UsageError("--keep system needs a chat: give a number, or -1")
+        resolved = len(tokens) if n_keep == -1 else self._n_keep(self._policy)
+        if resolved >= self.n_ctx:
+            raise UsageError(
+                f"a pinned prefix of {resolved} tokens leaves no window in n_ctx {self.n_ctx}: "
+                f"raise --ctx above {resolved}, or give --keep a number"
+            )
+        self._cache.adopt(self._policy, resolved)
+        self._n_prompt = len(tokens)
+
+    @property
+    def _is_empty(self) -> bool:
+        return not self._cache.ledger.next_index and not self._pending
+
+    def _advance(self, tokens: Sequence[int]) -> None:
+        """Decode the pending tokens and these; what a failure leaves undone stays pending."""
+        ledger = self._cache.ledger
+        before = ledger.next_index
+        try:
+            self._cache.advance([*self._pending, *tokens])
+        finally:
+            del self._pending[: ledger.next_index - before]
+
+    def _ready_logits(self) -> Logits:
+        """Logits of the newest token, shape (1, n_vocab); a view, good until the next decode."""
+        if not self._pending and not self._cache.logits_ready:
+            # A failed call has left the logits of something else.
+            self._pending.append(self._cache.take_back())
+        self._advance(())
+        return self._cache.backend.logits()[-1:]
+
+    def _generate(
+        self, max_tokens: int | None, text: TextStream, sampling: Sampling, ignore_eos: bool
+    ) -> Iterator[Step]:
+        with self._alone:
+            if self._is_empty:
+                if self._vocabulary.bos is None:
+                    raise UsageError("nothing to go on from: feed a prompt first")
+                tokens = [self._vocabulary.bos]
+                self._begin(tokens)
+                self._advance(tokens)
+            sampler = self._chain(sampling)
+            self._generating = _Meter()
+        n = 0
+        while max_tokens is None or n < max_tokens:
+            with self._alone:
+                start = time.perf_counter()
+                if self._sampler is None or self._sampler[1] is not sampler:
+                    raise UsageError("another generation has begun on this stream: use that one")
+                self._ready_logits()
+                token = self._cache.backend.sample(sampler)
+                index = self._cache.ledger.next_index
+                self._pending.append(token)
+                n += 1
+                finish: Finish | None = None
+                if not ignore_eos and self._vocabulary.ends_generation(token):
+                    finish = "eos"
+                piece = b"" if finish else self._vocabulary.piece(token)
+                if finish is None and n == max_tokens:
+                    finish = "length"
+                fresh = text.push(piece, final=finish is not None)
+                if text.stopped:
+                    finish = "stop"
+                self._generating.add(1, start)
+            yield Step(token, index, fresh, finish)
+            if finish:
+                return
+
+    def _chain(self, sampling: Sampling) -> Sampler:
+        """The sampler chain; the same settings go on where they were, a grammar begins anew."""
+        if self._sampler and self._sampler[0] == sampling and not sampling.grammar:
+            return self._sampler[1]
+        recent = self.visible_tokens()[-sampling.repeat_last_n :] if sampling.penalizes else []
+        chain = self._cache.backend.sampler(sampling, recent)
+        self._drop_sampler()
+        self._sampler = sampling, chain
+        return chain
+
+    def _drop_sampler(self) -> None:
+        if self._sampler:
+            self._sampler[1].close()
+            self._sampler = None

@@ -1,0 +1,114 @@
+"""Chat templates: from turns to text, and which part of it is the system block."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, NoReturn, TypeAlias
+
+from jinja2 import TemplateError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from streamsink.errors import ModelError
+
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n"
+    "{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+"""For models that bring no template."""
+
+Part: TypeAlias = tuple[str, bool]
+"""Text, and whether ``<|...|>`` in it are control tokens: what a person typed never holds any."""
+
+# Stand-ins for contents, so that the template's own text can be told from what goes into it.
+_SYSTEM, _USER, _ANSWER, _NEXT = ("\ue000system", "\ue000user", "\ue000answer", "\ue000next")
+
+
+class ChatTemplate:
+    """A Jinja chat template, run in a sandbox.
+
+    Parameters
+    ----------
+    source : str
+        The template; empty means ChatML.
+    special : dict of str
+        ``bos_token`` and ``eos_token``, as the template may ask for them.
+
+    Raises
+    ------
+    ModelError
+        The template cannot be read.
+    """
+
+    def __init__(self, source: str, special: dict[str, str]) -> None:
+        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+        environment.globals["raise_exception"] = _refuse
+        environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+        try:
+            self._template = environment.from_string(source or CHATML)
+        except TemplateError as error:
+            raise ModelError(f"the model's chat template cannot be read: {error}") from None
+        self._special = special
+
+    def opening(self, system: str, user: str) -> tuple[list[Part], list[Part]]:
+        """The text of the first turn up to where the answer begins: system block, and the rest.
+
+        The block is what the template puts before the first user turn: the system prompt given, or
+        the template's own, or nothing. A template that folds the system prompt into the first user
+        turn has a block that ends where the user's words begin.
+        """
+        head = [_message("system", _SYSTEM)] if system else []
+        whole = self._render([*head, _message("user", _USER)], True)
+        block = self._system_block(whole, given=bool(system))
+        values = {_SYSTEM: system, _USER: user}
+        return _parts(block, values), _parts(whole[len(block) :], values)
+
+    def _system_block(self, whole: str, *, given: bool) -> str:
+        before_user = whole.partition(_USER)[0]
+        system = [_message("system", _SYSTEM)]
+        try:
+            alone = self._render(system, False)
+            followed = self._render([*system, _message("user", _USER)], True)
+        except ModelError:
+            alone = followed = ""
+        if _SYSTEM not in alone or not followed.startswith(alone):
+            return before_user if given else ""
+        if given:
+            return alone
+        user_header = followed[len(alone) :].partition(_USER)[0]
+        return before_user.removesuffix(user_header)
+
+    def next_turn(self, user: str) -> list[Part]:
+        """The text between the last word of an answer and the next answer."""
+        turns = [_message("user", _USER), _message("assistant", _ANSWER), _message("user", _NEXT)]
+        after = self._render(turns, True).partition(_ANSWER)[2]
+        return _parts(after, {_NEXT: user})
+
+    def _render(self, messages: Sequence[dict[str, str]], add_generation_prompt: bool) -> str:
+        try:
+            return self._template.render(
+                messages=messages, add_generation_prompt=add_generation_prompt, **self._special
+            )
+        except (TemplateError, TypeError, ValueError, RecursionError) as error:
+            raise ModelError(f"the model's chat template failed: {error}") from None
+
+
+def _message(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+def _parts(text: str, values: dict[str, str]) -> list[Part]:
+    """Cut a rendered text at the stand-ins and put the contents in their places."""
+    parts: list[Part] = [(text, True)]
+    for name, value in values.items():
+        cut: list[Part] = []
+        for piece, special in parts:
+            before, found, after = piece.partition(name) if special else (piece, "", "")
+            cut += [(before, special)] + ([(value, False), (after, True)] if found else [])
+        parts = cut
+    return [part for part in parts if part[0]]
+
+
+def _refuse(message: Any) -> NoReturn:
+    raise TemplateError(str(message))

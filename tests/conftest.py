@@ -1,0 +1,19 @@
+"""Fixtures that more than one test module uses."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.tiny_gguf import TinyModel
+
+
+@pytest.fixture(scope="session")
+def tiny_model() -> TinyModel:
+    """The weights in `tiny_path`, for the reference."""
+    return TinyModel.create(seed=0)
+
+
+@pytest.fixture(scope="session")
+def tiny_path(tiny_model: TinyModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A GGUF file of architecture ``llama`` with F32 weights, under 1 MB."""
+    return tiny_model.write(tmp_path_factory.mktemp("gguf") / "tiny.gguf")

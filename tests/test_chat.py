@@ -1,0 +1,119 @@
+"""A conversation on the fake backend: what the stream is fed, what is pinned, what is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from streamsink.chat import LEAST_SINK, Chat
+from streamsink.errors import UsageError
+from streamsink.policy import SinkPolicy
+from streamsink.stream import Stream
+from streamsink.template import ChatTemplate
+from tests.fake_backend import BOS, EOS, FakeBackend
+
+SOURCE = (
+    "{% for message in messages %}[{{ message.role }}]{{ message.content }}</s>{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]{% endif %}"
+)
+
+
+class Scripted(FakeBackend):
+    """A model that says what it is told to."""
+
+    def __init__(self, n_cells: int) -> None:
+        super().__init__(n_cells)
+        self.script: Iterator[int] = iter(())
+
+    def says(self, text: str, *, ends: bool = True) -> None:
+        self.script = iter([*text.encode(), *([EOS] if ends else [])])
+
+    def sample(self, sampler: object) -> int:
+        return next(self.script)
+
+
+def open_chat(policy: SinkPolicy, n_ctx: int = 400, system: str = "") -> tuple[Chat, Scripted]:
+    backend = Scripted(n_ctx)
+    return Chat(Stream(backend, policy, n_ctx), ChatTemplate(SOURCE, {}), system), backend
+
+
+def fed(chat: Chat) -> bytes:
+    """Everything the stream can see, as text."""
+    special = {BOS: b"<s>", EOS: b"</s>"}
+    return b"".join(special.get(t, bytes([t % 256])) for t in chat.stream.visible_tokens())
+
+
+def answer(chat: Chat, backend: Scripted, text: str, says: str, *, ends: bool = True) -> str:
+    backend.says(says, ends=ends)
+    return "".join(step.text for step in chat.say(text, len(says) + ends))
+
+
+def test_turns_follow_the_template() -> None:
+    chat, backend = open_chat(SinkPolicy("system"), system="Be kind.")
+    assert answer(chat, backend, "Hi", "Ho") == "Ho"
+    answer(chat, backend, "And?", "So.")
+    chat.stream.feed(())
+    assert fed(chat).decode() == (
+        "<s>[system]Be kind.</s>[user]Hi</s>[assistant]Ho</s>[user]And?</s>[assistant]So.</s>"
+    )
+    assert [(turn.role, turn.text) for turn in chat.turns] == [
+        ("user", "Hi"),
+        ("assistant", "Ho"),
+        ("user", "And?"),
+        ("assistant", "So."),
+    ]
+    assert chat.stream.stats.pinned == len("<[system]Be kind.</s>")
+
+
+def test_an_answer_that_was_cut_off_is_ended_by_the_template() -> None:
+    chat, backend = open_chat(SinkPolicy("system"))
+    answer(chat, backend, "Hi", "Ho", ends=False)
+    answer(chat, backend, "And?", "So.")
+    assert b"[assistant]Ho</s>[user]And?</s>" in fed(chat)
+
+
+def test_without_a_system_block_there_is_still_a_sink() -> None:
+    chat, backend = open_chat(SinkPolicy("system"))
+    answer(chat, backend, "Hi", "Ho")
+    assert chat.stream.stats.pinned == LEAST_SINK
+
+
+def test_the_system_block_stays_and_the_rest_goes() -> None:
+    chat, backend = open_chat(SinkPolicy("system"), n_ctx=64, system="Be kind.")
+    for n in range(20):
+        answer(chat, backend, f"Question {n}?", "It is so.")
+    assert fed(chat).startswith(b"<s>[system]Be kind.</s>")
+    assert b"Question 3" not in fed(chat)
+    assert b"Question 19" in fed(chat)
+    assert len(chat.turns) == 40
+
+
+def test_the_system_prompt_may_change() -> None:
+    chat, backend = open_chat(SinkPolicy("system"), system="Be kind.")
+    assert chat.change_system("Be brief.") == 0
+    answer(chat, backend, "Hi", "Ho")
+    assert chat.change_system("Be a pirate.") == len(chat.stream.visible_tokens())
+    assert fed(chat).startswith(b"<s>[system]Be a pirate.</s>[user]Hi</s>[assistant]Ho")
+    assert chat.stream.stats.pinned == len("<[system]Be a pirate.</s>") - len("/s>") + 3
+    answer(chat, backend, "And?", "So.")
+    assert b"Ho</s>[user]And?</s>[assistant]So." in fed(chat)
+
+
+def test_a_system_prompt_without_room_changes_nothing() -> None:
+    chat, backend = open_chat(SinkPolicy("system"), n_ctx=64, system="Be kind.")
+    answer(chat, backend, "Hi", "Ho")
+    before = fed(chat)
+    with pytest.raises(UsageError, match="--ctx"):
+        chat.change_system("x" * 100)
+    assert fed(chat) == before
+    assert chat.system == "Be kind."
+
+
+def test_a_reset_chat_begins_anew() -> None:
+    chat, backend = open_chat(SinkPolicy("system"), system="Be kind.")
+    answer(chat, backend, "Hi", "Ho")
+    chat.reset()
+    assert chat.turns == []
+    answer(chat, backend, "Again", "Yes")
+    assert fed(chat).startswith(b"<s>[system]Be kind.</s>[user]Again</s>[assistant]Yes")

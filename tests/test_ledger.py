@@ -1,0 +1,158 @@
+"""The ledger against the simplest thing that could be right: a list of (index, token, pos)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from streamsink.ledger import Ledger, Missing
+
+
+@dataclass(frozen=True)
+class Entry:
+    index: int
+    token: int
+    pos: int
+
+
+class LedgerMachine(RuleBasedStateMachine):
+    """Every operation on both; `next_pos` is the only state beside the list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ledger = Ledger(2)
+        self.n_keep = 2
+        self.live: list[Entry] = []
+        self.next_index = 0
+        self.next_pos = 0
+        self.moved = False  # whether the head has just been set beside the window
+
+    def n_pinned(self) -> int:
+        return min(self.n_keep, len(self.live))
+
+    def place(self, positions: list[int]) -> None:
+        self.live = [replace(e, pos=p) for e, p in zip(self.live, positions, strict=True)]
+
+    @rule(tokens=st.lists(st.integers(0, 99), max_size=9))
+    def append(self, tokens: list[int]) -> None:
+        self.ledger.append(tokens)
+        for token in tokens:
+            self.live.append(Entry(self.next_index, token, self.next_pos))
+            self.next_index += 1
+            self.next_pos += 1
+
+    @precondition(lambda self: self.ledger.runs and self.ledger.runs[-1].tokens)
+    @rule()
+    def take_the_newest_back_and_enter_it_again(self) -> None:
+        assert self.ledger.pop() == self.live[-1].token
+        assert self.ledger.next_index == self.next_index - 1
+        self.ledger.append([self.live[-1].token])
+        if len(self.live) == 1:  # an empty ledger may begin anywhere
+            self.next_pos = self.ledger.next_pos
+            self.place([self.next_pos - 1])
+
+    @precondition(lambda self: len(self.live) > self.n_pinned())
+    @rule(data=st.data())
+    def evict(self, data: st.DataObject) -> None:
+        first = self.n_pinned()
+        n = data.draw(st.integers(1, len(self.live) - first))
+        gone = self.live[first : first + n]
+        positions = [p for span in self.ledger.oldest(n) for p in range(span.start, span.stop)]
+        assert positions == [entry.pos for entry in gone]
+        records = self.ledger.evict(n)
+        assert [
+            (record.index + at, token)
+            for record in records
+            for at, token in enumerate(record.tokens)
+        ] == [(entry.index, entry.token) for entry in gone]
+        del self.live[first : first + n]
+
+    @rule(n_keep=st.integers(0, 12))
+    def pin(self, n_keep: int) -> None:
+        self.ledger.n_keep = self.n_keep = n_keep
+
+    @rule()
+    def rotate(self) -> None:
+        moved = {entry.pos: entry.pos for entry in self.live}
+        for span, delta in self.ledger.shifts():
+            assert delta < 0
+            for pos in range(span.start, span.stop):
+                assert pos in moved
+                moved[pos] = pos + delta
+        first = self.live[0].pos if self.live else self.ledger.first_pos
+        self.ledger.close_gaps()
+        self.place([first + at for at in range(len(self.live))])
+        assert list(moved.values()) == [entry.pos for entry in self.live]
+        self.next_pos = first + len(self.live)
+
+    @precondition(lambda self: self.ledger.runs)
+    @rule()
+    def reanchor(self) -> None:
+        head = self.ledger.head_tokens()
+        assert head == [entry.token for entry in self.live[: len(head)]]
+        start = self.ledger.head_place()
+        assert start >= 0
+        self.ledger.place_head(start)
+        window = self.live[len(head) :]
+        assert start + len(head) == (window[0].pos if window else self.next_pos)
+        self.place([start + at for at in range(len(head))] + [entry.pos for entry in window])
+
+    @rule()
+    def rebase(self) -> None:
+        delta = -self.ledger.first_pos
+        self.ledger.rebase(delta)
+        self.place([entry.pos + delta for entry in self.live])
+        self.next_pos += delta
+
+    @rule()
+    def place_all(self) -> None:
+        self.ledger.place(0)
+        self.place(list(range(len(self.live))))
+        self.next_pos = len(self.live)
+
+    @rule()
+    def clear(self) -> None:
+        self.ledger.missing = Missing.HEAD
+        self.ledger.clear()
+        assert self.ledger.missing is Missing.NOTHING
+        self.live.clear()
+        self.next_index = self.next_pos = 0
+
+    @invariant()
+    def same(self) -> None:
+        ledger, live = self.ledger, self.live
+        entries = [
+            Entry(run.index + at, token, run.pos + at)
+            for run in ledger.runs
+            for at, token in enumerate(run.tokens)
+        ]
+        assert entries == live
+        assert list(ledger.tokens()) == [entry.token for entry in live]
+        assert ledger.n_live == len(live)
+        assert ledger.n_pinned == self.n_pinned()
+        assert (ledger.next_index, ledger.next_pos) == (self.next_index, self.next_pos)
+        if live:
+            assert ledger.first_pos == live[0].pos
+            assert ledger.gap == self.next_pos - live[0].pos - len(live)
+        ranges = ledger.visible()
+        assert [index for part in ranges for index in part] == [entry.index for entry in live]
+        assert all(a.stop < b.start for a, b in pairwise(ranges))
+        assert all(run.tokens for run in ledger.head)
+
+
+LedgerMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestLedger = LedgerMachine.TestCase
+
+
+def test_taking_the_only_window_token_back_keeps_its_place() -> None:
+    ledger = Ledger(2)
+    ledger.append([10, 11, 12, 13])
+    ledger.evict(1)
+    assert ledger.pop() == 13
+    assert (ledger.next_index, ledger.next_pos) == (3, 3)
+    ledger.append([13])
+    assert ledger.visible() == [range(2), range(3, 4)]

@@ -1,0 +1,146 @@
+"""What fits together, and how large each decode and eviction is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from streamsink.errors import UsageError
+from streamsink.policy import (
+    CYCLE,
+    LARGEST,
+    Chunk,
+    SinkPolicy,
+    default_slack,
+    discard_size,
+    move_cost,
+    next_chunk,
+)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"n_keep": -2},
+        {"n_keep": True},
+        {"n_keep": 1.0},
+        {"n_keep": LARGEST + 1},
+        {"n_keep": "sytem"},
+        {"n_discard": -1},
+        {"n_discard": "third"},
+        {"placement": "shift"},
+        {"slack": -1},
+        {"slack": 0.5},
+    ],
+)
+def test_values_that_no_context_could_satisfy(settings: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=next(iter(settings)).removeprefix("n_")):
+        SinkPolicy(**settings)
+
+
+@given(st.integers(-1, 200), st.integers(0, 200), st.integers(0, 200))
+def test_check_refuses_what_leaves_no_window(n_keep: int, n_discard: int, n_ctx: int) -> None:
+    fits = n_ctx >= 1 and n_keep < n_ctx and n_discard <= n_ctx - max(n_keep, 0)
+    policy = SinkPolicy(n_keep, n_discard)
+    if fits:
+        policy.check(n_ctx)
+    else:
+        with pytest.raises(UsageError, match="--"):
+            policy.check(n_ctx)
+
+
+@given(
+    st.one_of(st.integers(0, 100), st.just("half")),
+    st.integers(1, 100),
+    st.data(),
+)
+def test_an_eviction_takes_some_of_the_window(n_discard: Any, n_ctx: int, data: Any) -> None:
+    n_pinned = data.draw(st.integers(0, n_ctx - 1))
+    size = discard_size(SinkPolicy(n_discard=n_discard), n_ctx, n_pinned)
+    assert 1 <= size <= n_ctx - n_pinned
+    if n_discard in (0, "half"):
+        assert size == max(1, (n_ctx - n_pinned) // 2)
+    else:
+        assert size == min(n_discard, n_ctx - n_pinned)
+
+
+@given(st.data())
+def test_a_chunk_stays_within_every_bound(data: Any) -> None:
+    def draw(least: int, most: int) -> int:
+        return int(data.draw(st.integers(least, most)))
+
+    n_waiting, room, n_window = draw(1, 300), draw(0, 50), draw(1, 100)
+    n_discard, slack, n_batch = draw(1, n_window), draw(0, 200), draw(1, 128)
+    gap, n_lanes, n_spare = draw(0, slack), draw(1, 64), draw(0, 200)
+    settings: dict[str, int] = {
+        "n_window": n_window,
+        "n_discard": n_discard,
+        "gap": gap,
+        "slack": slack,
+        "n_batch": n_batch,
+        "n_lanes": n_lanes,
+        "n_spare": n_spare,
+    }
+    chunk = next_chunk(n_waiting, room=room, **settings)
+    assert 1 <= chunk.n_tokens <= min(n_waiting, n_batch)
+    if room:
+        assert chunk == Chunk(min(n_waiting, room, n_batch), 0)
+        return
+    n_groups = chunk.n_groups
+    assert 1 <= n_groups <= n_lanes
+    assert chunk.n_tokens <= n_groups * n_discard
+    # No eviction without a token that needs its room.
+    assert chunk.n_tokens > (n_groups - 1) * n_discard
+    if n_groups > 1:
+        # One decode cannot evict what it writes, and leaves a token to continue from.
+        assert n_groups * n_discard < n_window
+        # The cells of tokens that leave during the decode are occupied until its end.
+        assert (n_groups - 1) * n_discard <= n_spare
+        # The sink moves before the decode or not at all.
+        moves = gap + n_discard > slack
+        gap_after = (n_groups - 1) * n_discard + (0 if moves else gap + n_discard)
+        assert gap_after <= slack
+
+
+def test_a_long_queue_fills_whole_batches() -> None:
+    settings = {
+        "room": 0,
+        "n_window": 1000,
+        "n_discard": 1,
+        "n_batch": 512,
+        "n_lanes": 64,
+        "n_spare": 63,
+    }
+    assert next_chunk(500, gap=63, slack=63, **settings) == Chunk(64, 64)
+    assert next_chunk(500, gap=0, slack=63, **settings) == Chunk(63, 63)
+    assert next_chunk(500, gap=0, slack=0, **settings) == Chunk(1, 1)
+    assert next_chunk(10, gap=0, slack=63, **settings) == Chunk(10, 10)
+
+
+costs = st.floats(1, 2500)
+
+
+@given(costs, st.integers(1, 10_000), st.integers(1, 200_000))
+def test_the_default_slack_stays_within_the_trained_context(
+    cost: float, n_ctx: int, n_ctx_train: int
+) -> None:
+    slack = default_slack(cost, n_ctx, n_ctx_train)
+    assert slack >= 0
+    assert slack == 0 or n_ctx + slack <= n_ctx_train
+    if n_ctx_train - n_ctx > 100 * cost + CYCLE:
+        # Whole cycles, of a hundred times the cost of a move.
+        assert (slack + 1) % CYCLE == 0
+        assert slack + 1 >= 100 * cost
+
+
+@given(costs, st.integers(1, 10_000), st.integers(1, 200_000))
+def test_a_dearer_move_never_gets_less_slack(cost: float, n_ctx: int, n_ctx_train: int) -> None:
+    assert default_slack(cost + 0.5, n_ctx, n_ctx_train) >= default_slack(cost, n_ctx, n_ctx_train)
+
+
+def test_a_larger_sink_costs_more_to_evaluate_and_the_same_to_shift() -> None:
+    assert move_cost("reanchor", 100) > 10 * move_cost("reanchor", 4)
+    assert move_cost("rotate", 100) == move_cost("rotate", 4)
