@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeAlias
+from typing import Literal, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,24 @@ FIRST_LANE = 1
 the stream's neighbour by number, see `streamsink.native.context`."""
 
 
+class Verdict(NamedTuple):
+    """How right a placement is on a model.
+
+    Attributes
+    ----------
+    level : {"exact", "approximate", "impossible"}
+        Exact to rounding; of some other effect, which ``force`` accepts; or not to be done at all.
+    why : str
+        The reason, as a clause; empty for exact.
+    """
+
+    level: Literal["exact", "approximate", "impossible"] = "exact"
+    why: str = ""
+
+
+EXACT = Verdict()
+
+
 @dataclass(frozen=True, slots=True)
 class Capabilities:
     """What may be done to this model's cache.
@@ -33,16 +51,16 @@ class Capabilities:
     Attributes
     ----------
     n_ctx_train : int
-        Tokens of context that the model was trained on.
-    no_rotate, no_reanchor : str
-        Why the placement would be wrong on this model; empty where it is right.
+        Tokens of context that the model was trained on, or that RoPE scaling stretches it to.
+    rotate, reanchor : Verdict
+        How right the placement is on this model.
     no_stream : str
         Why no placement can work; empty where one does.
     """
 
     n_ctx_train: int
-    no_rotate: str = ""
-    no_reanchor: str = ""
+    rotate: Verdict = EXACT
+    reanchor: Verdict = EXACT
     no_stream: str = ""
 
 

@@ -71,6 +71,10 @@ class Model:
         """Tokens of context that the model was trained on."""
         return self._weights.n_ctx_train
 
+    def n_ctx_within(self, settings: CacheSettings) -> int:
+        """Tokens of context that the model is good for under these settings' RoPE scaling."""
+        return self._weights.n_ctx_within(settings)
+
     @property
     def bos(self) -> int | None:
         """The token that opens a stream; ``None`` where the model expects none."""
@@ -126,6 +130,8 @@ class Model:
         threads: int | None = None,
         threads_batch: int | None = None,
         flash_attn: bool | None = None,
+        rope_scaling: str | None = None,
+        rope_scale: float = 1.0,
         on_evict: Callable[[Evicted], object] | None = None,
         on_event: Callable[[Event], object] | None = None,
     ) -> Stream:
@@ -137,7 +143,8 @@ class Model:
             What to keep and what to evict; ``SinkPolicy()`` by default.
         n_ctx : int, optional
             Tokens that a token can attend to, itself and the sink included.
-        cache_type_k, cache_type_v, n_batch, n_lanes, threads, threads_batch, flash_attn
+        cache_type_k, cache_type_v, n_batch, n_lanes, threads, threads_batch, flash_attn,
+        rope_scaling, rope_scale
             See `CacheSettings`.
         on_evict, on_event : callable, optional
             See `Stream`.
@@ -156,8 +163,9 @@ class Model:
             n_ctx = min(N_CTX, self.n_ctx_train)
         policy.check(n_ctx)
         settings = CacheSettings(
-            cache_type_k, cache_type_v, n_batch, n_lanes, threads, threads_batch, flash_attn
-        )
+            cache_type_k, cache_type_v, n_batch, n_lanes, threads, threads_batch, flash_attn,
+            rope_scaling, rope_scale,
+        )  # fmt: skip
         from streamsink.native.context import NativeContext
 
         swa_full = policy.placement == "rotate"

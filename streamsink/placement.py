@@ -64,22 +64,26 @@ def choose(policy: SinkPolicy, able: Capabilities, n_keep: int, n_ctx: int) -> C
 def _placement(
     policy: SinkPolicy, able: Capabilities, n_keep: int, n_ctx: int
 ) -> tuple[Placement, str]:
-    refusals = {"rotate": able.no_rotate, "reanchor": able.no_reanchor}
+    verdicts = {"rotate": able.rotate, "reanchor": able.reanchor}
     if policy.placement != "auto":
-        if refusals[policy.placement]:
+        level, why = verdicts[policy.placement]
+        if level == "impossible" or (level == "approximate" and not policy.force):
             raise CapabilityError(
-                f"--placement {policy.placement} would be wrong here: "
-                f"{refusals[policy.placement]}; use --placement auto"
+                f"--placement {policy.placement} would be wrong here: {why}; "
+                f"use --placement auto{', or --force it' if level == 'approximate' else ''}"
             )
-        return policy.placement, "as asked"
-    if able.no_rotate and able.no_reanchor:
+        return policy.placement, f"as asked, though {why}" if why else "as asked"
+    right: list[Placement] = [
+        name for name in ("rotate", "reanchor") if verdicts[name].level == "exact"
+    ]
+    if not right:
         raise CapabilityError(
-            f"no placement works on this model: {able.no_rotate}; {able.no_reanchor}"
+            f"no placement is right on this model: {able.rotate.why}; {able.reanchor.why}"
         )
-    if able.no_rotate:
-        return "reanchor", able.no_rotate
-    if able.no_reanchor:
-        return "rotate", able.no_reanchor
+    if right == ["reanchor"]:
+        return "reanchor", able.rotate.why
+    if right == ["rotate"]:
+        return "rotate", able.reanchor.why
     cost = move_cost("reanchor", n_keep)
     if default_slack(cost, n_ctx, able.n_ctx_train) == default_slack(cost, 0, LARGEST):
         return "reanchor", "no key is ever rotated, and the sink is cheap to evaluate again"
@@ -142,7 +146,7 @@ def reevaluate(backend: Backend, ledger: Ledger) -> None:
 
 def rebase(backend: Backend, ledger: Ledger) -> None:
     """Bring positions back to 0 and after, before they grow too large for 32-bit RoPE angles."""
-    if backend.capabilities.no_rotate:
+    if backend.capabilities.rotate.level != "exact":
         reevaluate(backend, ledger)
         return
     delta = -ledger.first_pos

@@ -39,6 +39,8 @@ class SinkPolicy:
     slack : int, optional
         Positions that the sink may trail the window before it is brought up again. ``0`` gives the
         paper's positions at every step; ``None`` lets the stream choose (`default_slack`).
+    force : bool
+        Take a ``placement`` that is only approximate on the model, which is refused otherwise.
 
     Raises
     ------
@@ -50,6 +52,7 @@ class SinkPolicy:
     n_discard: Discard = 1
     placement: Literal["auto", "rotate", "reanchor"] = "auto"
     slack: int | None = None
+    force: bool = False
 
     def __post_init__(self) -> None:
         if self.n_keep != "system":

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from streamsink.cache_types import CACHE_TYPES
 from streamsink.errors import UsageError
 
+ROPE_SCALINGS = ("none", "linear", "yarn")  # llama.h: enum llama_rope_scaling_type
 MOST_BATCH = 2**16
+MOST_ROPE_SCALE = 1024
 MOST_THREADS = 512  # ggml.h: GGML_MAX_N_THREADS
 MOST_LANES = 255  # llama.cpp has 256 sequences (llama-cparams.h: LLAMA_MAX_SEQ), one is the stream
 
@@ -31,6 +33,10 @@ class CacheSettings:
         ``None`` leaves it to llama.cpp on a GPU and switches it off on a CPU, where it halves the
         speed of decoding (40 against 17.6 ms a token at 1,500 cells, SmolLM2-135M, 2 cores), but
         for quantised values, which need it.
+    rope_scaling : {"none", "linear", "yarn"}, optional
+        How RoPE is stretched to contexts beyond the trained one; ``None`` is the model's own way.
+    rope_scale : float
+        By how much, for ``linear`` and ``yarn``.
 
     Raises
     ------
@@ -45,6 +51,8 @@ class CacheSettings:
     threads: int | None = None
     threads_batch: int | None = None
     flash_attn: bool | None = None
+    rope_scaling: str | None = None
+    rope_scale: float = 1.0
 
     def __post_init__(self) -> None:
         for option, name in (("k", self.cache_type_k), ("v", self.cache_type_v)):
@@ -57,10 +65,26 @@ class CacheSettings:
         for option, count in (("threads", self.threads), ("threads-batch", self.threads_batch)):
             if count is not None:
                 _check_range(option, count, MOST_THREADS)
+        self._check_rope()
         if self.needs_flash and self.flash_attn is False:
             raise UsageError(
                 f"--cache-type-v {self.cache_type_v} needs flash attention: drop --no-flash-attn, "
                 "or use --cache-type-v f16"
+            )
+
+    def _check_rope(self) -> None:
+        if self.rope_scaling is not None and self.rope_scaling not in ROPE_SCALINGS:
+            raise UsageError(
+                f"--rope-scaling {self.rope_scaling} is not one of {', '.join(ROPE_SCALINGS)}"
+            )
+        if not 1 <= self.rope_scale <= MOST_ROPE_SCALE:
+            raise UsageError(
+                f"--rope-scale {self.rope_scale} is not possible: a factor from 1 to "
+                f"{MOST_ROPE_SCALE}"
+            )
+        if (self.rope_scale > 1) != (self.rope_scaling in ("linear", "yarn")):
+            raise UsageError(
+                "--rope-scaling linear or yarn and a --rope-scale above 1 go together: give both"
             )
 
     @property
@@ -72,3 +96,6 @@ class CacheSettings:
 def _check_range(option: str, value: object, most: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
         raise UsageError(f"--{option} {value} is not possible: a number from 1 to {most}")
+
+
+USUAL = CacheSettings()

@@ -197,7 +197,7 @@ class FakeBackend:
 
     def shift(self, seq: int, start: int, stop: int, delta: int) -> None:
         self._alive()
-        if self.capabilities.no_rotate:
+        if self.capabilities.rotate.level == "impossible":
             raise Abort("GGML_ASSERT in seq_add or in the K-shift")
         if stop < 0:
             raise Abort("not modelled: an open shift")

@@ -12,7 +12,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from streamsink.backend import FIRST_LANE, MAIN, SCRATCH, Backend, Logits
+from streamsink.backend import (
+    FIRST_LANE,
+    MAIN,
+    SCRATCH,
+    Backend,
+    Capabilities,
+    Logits,
+    Verdict,
+)
 from streamsink.errors import CapabilityError, DecodeError
 from streamsink.native.context import NativeContext
 from streamsink.native.weights import Weights
@@ -228,11 +236,15 @@ def test_batches_that_would_abort(backend: Backend, size: int) -> None:
     assert foresees(backend, MAIN, 0).shape == (backend.vocabulary.n_tokens,)
 
 
-def test_a_shift_where_it_is_wrong_is_refused(weights: Weights) -> None:
-    settings = CacheSettings("q4_0", "f16", N_BATCH, 1, threads=1)
+def test_a_shift_that_would_abort_is_refused(
+    weights: Weights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    able = Capabilities(1000, rotate=Verdict("impossible", "positions are M-RoPE's"))
+    monkeypatch.setattr(Weights, "capabilities", lambda *_, **__: able)
+    settings = CacheSettings(n_batch=N_BATCH, n_lanes=1, threads=1)
     context = NativeContext(weights, 48, settings, swa_full=False)
     context.decode(TEXT[:12], 0, MAIN, "last")
-    with pytest.raises(CapabilityError, match="q4_0"):
+    with pytest.raises(CapabilityError, match="M-RoPE"):
         context.shift(MAIN, 0, 12, 5)
     context.close()
     context.close()

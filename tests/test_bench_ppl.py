@@ -47,7 +47,7 @@ def book(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def tokens(model: Model, book: str) -> list[int]:
-    return [token for piece in text.tokens(model, [book]) for token in piece]
+    return [token for piece, _ in text.tokens(model, [book]) for token in piece]
 
 
 def run(
@@ -146,7 +146,7 @@ def test_the_built_in_text_is_whole(model: Model) -> None:
     assert len(whole.encode()) == 1_192_883
     assert whole.startswith("CHAPTER 1. Loomings.\n\nCall me Ishmael.")
     assert all(piece.endswith("\n") for piece in pieces[:-1])
-    found = [token for piece in text.tokens(model, (), limit=1000) for token in piece]
+    found = [token for piece, _ in text.tokens(model, (), limit=1000) for token in piece]
     assert len(found) == 1000
     assert found[0] == model.bos
 

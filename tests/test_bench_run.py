@@ -19,10 +19,11 @@ from streamsink.bench.memory import MemorySettings, watch
 from streamsink.bench.plan import Plan
 from streamsink.bench.ppl import Cell, Reading
 from streamsink.bench.speed import SpeedSettings
-from streamsink.bench.task import Place, Task
+from streamsink.bench.task import Place, Setup, Task
 from streamsink.errors import CapabilityError, StreamsinkError, UsageError
 from streamsink.model import Model
 from streamsink.native.weights import Weights
+from streamsink.settings import CacheSettings
 
 STREAMSINK = [sys.executable, "-c", "from streamsink.cli.main import main; main()"]
 
@@ -90,7 +91,8 @@ def test_a_run_goes_on_where_it_was(tmp_path: Path, tiny_path: Path) -> None:
 
 @pytest.mark.parametrize("make", [plan.quick, plan.full])
 def test_a_plan_survives_json(make: Any) -> None:
-    made = make(512, Reading(("a.txt",), 100, "replace"))
+    setup = Setup(3, CacheSettings("q8_0", rope_scaling="yarn", rope_scale=2.0))
+    made = make(512, Reading(("a.txt",), 100, "replace"), setup)
     assert Plan.from_dict(json.loads(json.dumps(made.as_dict()))) == made
     keys = [(task.kind, task.key) for task in made.tasks()]
     assert len(keys) == len(set(keys))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from numpy.typing import NDArray
 
 from streamsink.backend import MAIN, SCRATCH
-from streamsink.errors import ClosedError, DecodeError, UsageError
+from streamsink.errors import CapabilityError, ClosedError, DecodeError, UsageError
 from streamsink.ledger import Evicted
 from streamsink.model import Model
 from streamsink.native import probe
@@ -303,6 +304,71 @@ def test_a_policy_that_does_not_fit_changes_nothing(model: Model, tokens: list[i
         assert (stream.policy, stream.stats) == before
         stream.feed(tokens[60:80])
         assert_invariants(stream, tokens[:80])
+
+
+def test_an_approximate_placement_is_taken_by_force_only(tokens: list[int], tmp_path: Path) -> None:
+    path = TinyModel.create(n_head=1, n_head_kv=1).write(tmp_path / "a-head-of-64.gguf")
+    policy = SinkPolicy(N_KEEP, 1, "rotate", slack=16)
+    with Model(Weights(path)) as model:
+        with pytest.raises(CapabilityError, match=r"quantised anew.*--force"):
+            model.stream(policy, N_CTX, "q4_0")
+        with model.stream(replace(policy, force=True), N_CTX, "q4_0") as stream:
+            scores = stream.score(tokens)
+            stats = stream.stats
+        assert np.isfinite(scores[1:]).all()
+        assert stats.shifts > 0
+        assert "quantised anew" in stats.why
+        with model.stream(replace(policy, placement="auto"), N_CTX, "q4_0") as stream:
+            assert stream.stats.placement == "reanchor"
+
+
+def test_an_impossible_placement_is_refused_to_force_too(model: Model) -> None:
+    # llama.cpp's K-shift would end the process.
+    with pytest.raises(CapabilityError, match="cannot shift q8_0 keys of 16"):
+        model.stream(SinkPolicy(N_KEEP, 1, "rotate", force=True), N_CTX, "q8_0")
+
+
+@pytest.mark.parametrize("scaling", ["linear", "yarn"])
+def test_rope_scaled_by_option_is_that_of_a_scaled_model(
+    scaling: Literal["linear", "yarn"], model: Model, tiny_model: TinyModel, tokens: list[int]
+) -> None:
+    config = replace(
+        tiny_model.config,
+        rope_scaling=scaling,
+        rope_factor=4.0,
+        context_length=4 * tiny_model.config.context_length,
+    )
+    scaled = replace(tiny_model, config=config)
+    expected = nll(stream_logits(scaled, tokens, N_CTX, N_KEEP, 1, 16), tokens)
+    policy = SinkPolicy(N_KEEP, 1, "reanchor", slack=16)
+    with open_stream(model, policy, rope_scaling=scaling, rope_scale=4.0) as stream:
+        assert_close(stream.score(tokens), expected)
+
+
+def test_rope_scaling_stretches_the_trained_context(model: Model) -> None:
+    n_ctx = model.n_ctx_train - 1
+    policy = SinkPolicy(4)
+    with model.stream(policy, n_ctx, threads=1) as stream:
+        assert stream.stats.slack <= 1
+    with model.stream(policy, n_ctx, rope_scaling="yarn", rope_scale=2.0, threads=1) as stream:
+        assert stream.stats.slack > 100
+        assert stream.stats.placement == "reanchor"
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"rope_scaling": "ntk", "rope_scale": 2.0}, "--rope-scaling ntk is not one of"),
+        ({"rope_scaling": "yarn"}, "go together"),
+        ({"rope_scale": 2.0}, "go together"),
+        ({"rope_scaling": "none", "rope_scale": 2.0}, "go together"),
+        ({"rope_scaling": "yarn", "rope_scale": 0.5}, "--rope-scale 0.5 is not possible"),
+        ({"rope_scaling": "yarn", "rope_scale": float("nan")}, "--rope-scale nan"),
+    ],
+)
+def test_rope_scaling_that_is_none(model: Model, options: dict[str, Any], says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        model.stream(SinkPolicy(), N_CTX, **options)
 
 
 @pytest.mark.parametrize("n_lanes", [1, 64])

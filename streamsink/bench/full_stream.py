@@ -17,9 +17,9 @@ import numpy as np
 
 from streamsink import placement
 from streamsink.backend import MAIN
-from streamsink.model import Model
 from streamsink.policy import SinkPolicy, discard_size
 from streamsink.sampling import Sampling
+from streamsink.stream import Stream
 
 P = ParamSpec("P")
 Rows: TypeAlias = Literal["last", "all"]
@@ -46,23 +46,21 @@ class FullStream:
 
     Parameters
     ----------
-    model : Model
-        The model; it closes the stream when it is closed.
-    n_ctx : int
-        Context.
+    stream : Stream
+        An empty one.
     seed : int
         Seed of the tokens that are fed.
     """
 
-    def __init__(self, model: Model, n_ctx: int, seed: int) -> None:
-        self._n_ctx = n_ctx
+    def __init__(self, stream: Stream, seed: int) -> None:
+        self.stream = stream
+        self._n_ctx = stream.n_ctx
         self._random = random.Random(seed)
         self._sampling = Sampling(seed=seed)
-        self.stream = model.stream(SinkPolicy(), n_ctx)
         # The baselines work beneath the stream, on its very cells.
         self._cache = self.stream._cache
         self._backend = self._cache.backend
-        self._feed(n_ctx + BATCH)  # the first eviction tries out whether lanes work
+        self._feed(self._n_ctx + BATCH)  # the first eviction tries out whether lanes work
         self.auto = self.stream.stats.placement
 
     def decoding(self, policy: SinkPolicy) -> Sample:

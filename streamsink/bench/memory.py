@@ -12,7 +12,6 @@ from streamsink.bench.task import Place, Task
 from streamsink.errors import UsageError
 from streamsink.memory import resident_bytes
 from streamsink.policy import SinkPolicy
-from streamsink.settings import CacheSettings
 
 POINTS = 100
 """How often memory is looked at."""
@@ -30,14 +29,10 @@ class MemorySettings:
         Context of the stream.
     n_tokens : int
         Tokens that it takes in.
-    cache_type_k, cache_type_v : str
-        Types of keys and values.
     """
 
     n_ctx: int = 512
     n_tokens: int = 100_000
-    cache_type_k: str = "f16"
-    cache_type_v: str = "f16"
 
     def __post_init__(self) -> None:
         SinkPolicy().check(self.n_ctx)
@@ -46,17 +41,11 @@ class MemorySettings:
                 f"--tokens {self.n_tokens} is too short a stream for --ctx {self.n_ctx}: "
                 f"at least {2 * self.n_ctx}"
             )
-        self.cache_settings  # noqa: B018  checks the types
-
-    @property
-    def cache_settings(self) -> CacheSettings:
-        """The settings of the stream's cache."""
-        return CacheSettings(self.cache_type_k, self.cache_type_v)
 
 
 def tasks(settings: MemorySettings) -> list[Task]:
     """One task."""
-    key = f"ctx-{settings.n_ctx}-{settings.cache_type_k}-{settings.cache_type_v}"
+    key = f"ctx-{settings.n_ctx}"
     return [
         Task("memory", key, asdict(settings), float(settings.n_tokens), partial(watch, settings))
     ]
@@ -78,8 +67,8 @@ def watch(settings: MemorySettings, place: Place) -> dict[str, Any]:
     step = max(ROUTE + 1, settings.n_tokens // POINTS)
     points: list[dict[str, Any]] = []
     before = resident_bytes()
-    with model.stream(SinkPolicy(), settings.n_ctx, **asdict(settings.cache_settings)) as stream:
-        cell = model.cell_bytes(settings.cache_type_k, settings.cache_type_v)
+    with place.stream(SinkPolicy(), settings.n_ctx) as stream:
+        cell = model.cell_bytes(place.cache.cache_type_k, place.cache.cache_type_v)
         n_cells = stream.n_cells
         while (taken := stream.stats.index) < settings.n_tokens:
             stream.feed([draw.randrange(model.n_vocab) for _ in range(step - ROUTE)])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from streamsink.bench import memory, ppl, recall, speed
@@ -11,8 +11,9 @@ from streamsink.bench.memory import MemorySettings
 from streamsink.bench.ppl import Cell, Reading
 from streamsink.bench.recall import RecallSettings
 from streamsink.bench.speed import SpeedSettings
-from streamsink.bench.task import Task
+from streamsink.bench.task import Setup, Task
 from streamsink.errors import UsageError
+from streamsink.settings import CacheSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +22,8 @@ class Plan:
 
     Parameters
     ----------
+    setup : Setup
+        What holds for all of them.
     speed : SpeedSettings or None
     cells : tuple of Cell
         The grid of perplexities.
@@ -30,6 +33,7 @@ class Plan:
     memory : MemorySettings or None
     """
 
+    setup: Setup = field(default_factory=Setup)
     speed: SpeedSettings | None = None
     cells: tuple[Cell, ...] = ()
     reading: Reading = field(default_factory=Reading)
@@ -38,7 +42,8 @@ class Plan:
 
     def tasks(self) -> list[Task]:
         """All measurements, in the order in which they are made."""
-        return list(self._tasks())
+        unusual = self.setup.unusual()
+        return [replace(task, settings=unusual | task.settings) for task in self._tasks()]
 
     def _tasks(self) -> Iterator[Task]:
         if self.speed:
@@ -66,6 +71,7 @@ class Plan:
             cells = tuple(Cell(**cell) for cell in data["cells"])
             reading = Reading(**_tuples(data["reading"]))
             return cls(
+                setup=Setup(data["setup"]["n_gpu_layers"], CacheSettings(**data["setup"]["cache"])),
                 speed=SpeedSettings(**_tuples(data["speed"])) if data["speed"] else None,
                 cells=cells,
                 reading=reading,
@@ -80,9 +86,10 @@ def _tuples(data: dict[str, Any]) -> dict[str, Any]:
     return {name: tuple(v) if isinstance(v, list) else v for name, v in data.items()}
 
 
-def quick(n_ctx: int, reading: Reading) -> Plan:
+def quick(n_ctx: int, reading: Reading, setup: Setup) -> Plan:
     """Everything a little: a few minutes on two slow cores."""
     return Plan(
+        setup=setup,
         speed=SpeedSettings((n_ctx,), (1, "half"), samples=1),
         cells=tuple(
             ppl.grid(
@@ -102,7 +109,7 @@ def quick(n_ctx: int, reading: Reading) -> Plan:
     )
 
 
-def full(n_ctx: int, reading: Reading) -> Plan:
+def full(n_ctx: int, reading: Reading, setup: Setup) -> Plan:
     """Everything, long enough to be quoted."""
     cells = [
         *(Cell("sink" if n_keep else "window", n_ctx, n_keep) for n_keep in (0, 1, 2, 4, 8)),
@@ -112,6 +119,7 @@ def full(n_ctx: int, reading: Reading) -> Plan:
         Cell("recompute", n_ctx),
     ]
     return Plan(
+        setup=setup,
         speed=SpeedSettings((n_ctx,)),
         cells=tuple(cells),
         reading=reading,

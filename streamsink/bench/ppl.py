@@ -33,6 +33,8 @@ from streamsink.stream import Stream
 Kind: TypeAlias = Literal["dense", "window", "sink", "recompute"]
 KINDS: tuple[Kind, ...] = ("dense", "window", "sink", "recompute")
 
+BYTES_PER_TOKEN = 4
+"""About as many as English text has; what a task weighs depends on it, and nothing else."""
 PIECE = 512
 """Tokens scored in one call; between two of them the progress is told and the file written."""
 
@@ -77,6 +79,8 @@ class Cell:
         Types of keys and values.
     batched : bool
         Whether one-token evictions are decoded in lanes; without, token by token, as a check.
+    force : bool
+        See `SinkPolicy`.
     every : int
         Of ``recompute``: the distance of two tokens that are scored.
 
@@ -95,6 +99,7 @@ class Cell:
     cache_type_k: str = "f16"
     cache_type_v: str = "f16"
     batched: bool = True
+    force: bool = False
     every: int = 64
 
     def __post_init__(self) -> None:
@@ -105,18 +110,19 @@ class Cell:
         if self.n_ctx < 2:
             raise UsageError(f"--ctx {self.n_ctx} is too small to score in: at least 2")
         self.sink_policy.check(self.n_ctx)
-        self.cache_settings  # noqa: B018  checks the types
+        CacheSettings(**self.cache)
 
     @property
     def sink_policy(self) -> SinkPolicy:
         """The policy of its stream."""
         n_keep = self.n_keep if self.policy == "sink" else 0
-        return SinkPolicy(n_keep, self.n_discard, self.placement, self.slack)
+        return SinkPolicy(n_keep, self.n_discard, self.placement, self.slack, self.force)
 
     @property
-    def cache_settings(self) -> CacheSettings:
-        """The settings of its stream's cache."""
-        return CacheSettings(self.cache_type_k, self.cache_type_v)
+    def cache(self) -> dict[str, Any]:
+        """What its stream's cache has of its own."""
+        types = {"cache_type_k": self.cache_type_k, "cache_type_v": self.cache_type_v}
+        return types if self.batched else {**types, "n_lanes": 1}
 
     @property
     def key(self) -> str:
@@ -197,7 +203,7 @@ def tasks(cells: Sequence[Cell], reading: Reading) -> list[Task]:
 
 def _weight(cell: Cell, reading: Reading) -> float:
     """Tokens decoded, those that come one by one counted twice."""
-    n = reading.n_tokens or 2**18
+    n = reading.n_tokens or text.size(reading.names) / BYTES_PER_TOKEN
     if cell.policy == "recompute":
         return n / cell.every * cell.n_ctx
     single = cell.n_discard == 1 and (cell.policy == "window" or not cell.batched)
@@ -245,19 +251,18 @@ def _finite(value: float) -> float | None:
 
 
 def _stream(cell: Cell, reading: Reading, place: Place, path: Path) -> dict[str, Any]:
-    model, n_ctx, limit = place.model, cell.n_ctx, reading.n_tokens
+    n_ctx, limit = cell.n_ctx, reading.n_tokens
+    longest = place.model.n_ctx_within(place.cache)
     if cell.policy == "dense":
-        n_ctx = min(model.n_ctx_train, limit or model.n_ctx_train)
-        limit = n_ctx
-    settings = asdict(cell.cache_settings) | ({} if cell.batched else {"n_lanes": 1})
+        n_ctx = limit = min(longest, limit or longest)
     taken = 0
-    with model.stream(cell.sink_policy, n_ctx, **settings) as stream, ScoreFile(path) as file:
-        for piece in _pieces(model, reading, limit):
+    with place.stream(cell.sink_policy, n_ctx, **cell.cache) as stream, ScoreFile(path) as file:
+        for piece, done in _pieces(place.model, reading, limit):
             file.append(stream.score(piece))
             taken += len(piece)
-            place.progress(taken / limit if limit else 0.0)
+            place.progress(done)
         stats = stream.stats
-    ended = cell.policy == "dense" and taken == model.n_ctx_train
+    ended = cell.policy == "dense" and taken == longest
     return {
         "stopped": f"the trained context of {taken} tokens ends" if ended else "",
         "placement": stats.placement,
@@ -273,8 +278,9 @@ def _recompute(cell: Cell, reading: Reading, place: Place, path: Path) -> dict[s
     policy = SinkPolicy(0)
     recent: deque[int] = deque(maxlen=cell.n_ctx)
     taken = 0
-    with place.model.stream(policy, cell.n_ctx, n_lanes=1) as stream, ScoreFile(path) as file:
-        for piece in _pieces(place.model, reading, reading.n_tokens):
+    cache = {**cell.cache, "n_lanes": 1}
+    with place.stream(policy, cell.n_ctx, **cache) as stream, ScoreFile(path) as file:
+        for piece, done in _pieces(place.model, reading, reading.n_tokens):
             scores = np.full(len(piece), np.nan)
             for at, token in enumerate(piece):
                 if (taken + at) % cell.every == 0 and recent:
@@ -282,7 +288,7 @@ def _recompute(cell: Cell, reading: Reading, place: Place, path: Path) -> dict[s
                 recent.append(token)
             file.append(scores)
             taken += len(piece)
-            place.progress(taken / reading.n_tokens if reading.n_tokens else 0.0)
+            place.progress(done)
     return {
         "stopped": "", "placement": "", "slack": 0, "evictions": 0, "reanchors": 0, "shifts": 0,
     }  # fmt: skip
@@ -294,12 +300,16 @@ def _anew(stream: Stream, recent: Sequence[int], token: int) -> float:
     return float(nll(stream.logits()[None], [token])[0])
 
 
-def _pieces(model: Model, reading: Reading, limit: int | None) -> Iterator[list[int]]:
+def _pieces(model: Model, reading: Reading, limit: int | None) -> Iterator[tuple[list[int], float]]:
+    """The text in pieces of tokens, and which part of it has been read with them."""
     held: list[int] = []
-    for found in text.tokens(model, reading.names, reading.errors, limit):
+    n_read = 0
+    for found, part in text.tokens(model, reading.names, reading.errors, limit):
         held += found
+        n_read += len(found)
+        n_whole = n_read / part
         while len(held) >= PIECE:
-            yield held[:PIECE]
+            yield held[:PIECE], (n_read - len(held) + PIECE) / n_whole
             del held[:PIECE]
     if held:
-        yield held
+        yield held, 1.0

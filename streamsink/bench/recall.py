@@ -244,7 +244,7 @@ def measure(where: Where, settings: RecallSettings, place: Place) -> dict[str, A
     if where == "pinned":
         n_keep = max(stated.span.stop for script in scripts for stated in script.stated)
     steps = _Steps(place.progress, len(asked) * (1 + len(settings.distances)))
-    with model.stream(SinkPolicy(n_keep, settings.n_discard), settings.n_ctx) as stream:
+    with place.stream(SinkPolicy(n_keep, settings.n_discard), settings.n_ctx) as stream:
         _check_spare(stream, max(len(fact.question) for fact in facts))
         stream.feed([*_opening(model.bos), *islice(filler, settings.n_ctx)])
         before, edges = _before(stream, [fact for fact in facts if fact.number in asked], steps)

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from streamsink.bench.full_stream import BATCH, FullStream, Sample
 from streamsink.bench.task import Place, Task
 from streamsink.errors import UsageError
-from streamsink.model import Model
 from streamsink.policy import Discard, Placement, SinkPolicy
 
 Block: TypeAlias = Callable[[FullStream], Sample]
@@ -122,12 +121,12 @@ class _Shelf:
     def __init__(self) -> None:
         self._held: tuple[int, FullStream] | None = None
 
-    def full_stream(self, model: Model, n_ctx: int, seed: int) -> FullStream:
+    def full_stream(self, place: Place, n_ctx: int) -> FullStream:
         if self._held and self._held[0] != n_ctx:
             self._held[1].stream.close()
             self._held = None
         if not self._held:
-            self._held = n_ctx, FullStream(model, n_ctx, seed)
+            self._held = n_ctx, FullStream(place.stream(SinkPolicy(), n_ctx), place.seed)
         return self._held[1]
 
 
@@ -150,7 +149,7 @@ def _measure(
         single calls in ms; ``ms_per_eviction`` and ``share_in_evictions``, what the stream takes
         beyond its baseline (None where nothing is evicted).
     """
-    full = shelf.full_stream(place.model, n_ctx, place.seed)
+    full = shelf.full_stream(place, n_ctx)
     samples: list[Sample] = []
     for done in range(n_samples):
         samples.append(block(full))

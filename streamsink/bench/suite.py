@@ -10,6 +10,7 @@ from streamsink.bench.folder import RunFolder
 from streamsink.bench.task import Place, Task
 from streamsink.errors import CapabilityError
 from streamsink.model import Model
+from streamsink.settings import USUAL, CacheSettings
 
 
 class Watcher(Protocol):
@@ -31,6 +32,7 @@ def run(
     folder: RunFolder,
     seed: int,
     watcher: Watcher,
+    cache: CacheSettings = USUAL,
     clock: Callable[[], float] = time.perf_counter,
 ) -> None:
     """Do every task that the folder does not hold yet.
@@ -43,7 +45,7 @@ def run(
             continue
         watcher.begins(task)
         start = clock()
-        place = Place(model, folder.arrays, seed, watcher.goes_on)
+        place = Place(model, folder.arrays, seed, watcher.goes_on, cache)
         try:
             result = task.run(place)
         except CapabilityError as error:

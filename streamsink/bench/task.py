@@ -3,14 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from streamsink.model import Model
+from streamsink.policy import SinkPolicy
+from streamsink.settings import USUAL, CacheSettings
+from streamsink.stream import Stream
 
 Progress: TypeAlias = Callable[[float], object]
 """Called with the part of a task that is done, from 0 to 1, a few times a second at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What holds for all measurements of a run, unless one of them measures just that.
+
+    Attributes
+    ----------
+    n_gpu_layers : int or None
+        See `Model.open`.
+    cache : CacheSettings
+        Settings of every stream.
+    """
+
+    n_gpu_layers: int | None = None
+    cache: CacheSettings = USUAL
+
+    def unusual(self) -> dict[str, Any]:
+        """The cache's settings that differ from the usual ones, as plain JSON data."""
+        usual = asdict(USUAL)
+        return {name: it for name, it in asdict(self.cache).items() if it != usual[name]}
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +51,20 @@ class Place:
         Seed of whatever is drawn.
     progress : callable
         See `Progress`.
+    cache : CacheSettings
+        Settings of every stream.
     """
 
     model: Model
     arrays: Path
     seed: int
     progress: Progress
+    cache: CacheSettings = USUAL
+
+    def stream(self, policy: SinkPolicy, n_ctx: int, **changes: Any) -> Stream:
+        """Open a stream on the model; ``changes`` are those of `cache`."""
+        settings = replace(self.cache, **changes)
+        return self.model.stream(policy, n_ctx, **asdict(settings))
 
 
 @dataclass(frozen=True, slots=True)

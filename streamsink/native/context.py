@@ -30,7 +30,7 @@ from streamsink.native.sampler import NativeSampler
 from streamsink.native.vocabulary import NativeVocabulary
 from streamsink.native.weights import Weights
 from streamsink.sampling import Sampling
-from streamsink.settings import CacheSettings
+from streamsink.settings import ROPE_SCALINGS, CacheSettings
 
 CELL_STEP = 256
 """llama.cpp rounds a cache up to whole steps, and computes attention over whole steps."""
@@ -91,6 +91,9 @@ class NativeContext:
         params.flash_attn_type = -1 if flash is None else int(flash)
         params.type_k = CACHE_TYPES[settings.cache_type_k].number
         params.type_v = CACHE_TYPES[settings.cache_type_v].number
+        if settings.rope_scaling is not None:
+            params.rope_scaling_type = ROPE_SCALINGS.index(settings.rope_scaling)
+            params.rope_freq_scale = 1 / settings.rope_scale
         params.kv_unified = True
         params.swa_full = swa_full
         params.no_perf = True
@@ -111,7 +114,7 @@ class NativeContext:
         self.lane_order: probe.LaneOrder = "own last"
         self._n_rows = 0
         self._shifts = bool(llama.llama_memory_can_shift(self._memory))
-        self._capabilities = weights.capabilities(settings.cache_type_k, swa_full=swa_full)
+        self._capabilities = weights.capabilities(settings, swa_full=swa_full)
         self._compact_buffer = self._new_compact_buffer(n_ctx, settings)
         self._batch = _Batch(self._n_batch, self._n_sequences)
         self._single = _Batch(1, 1)
@@ -251,10 +254,9 @@ class NativeContext:
         """Change positions by ``delta``; keys are rotated before the next decode."""
         # llama.cpp aborts the process otherwise: seq_add on M-RoPE, a K-shift where can_shift is
         # false (llama-kv-cache.cpp).
-        if not self._shifts or self._capabilities.no_rotate:
-            raise CapabilityError(
-                f"positions cannot be shifted: {self._capabilities.no_rotate or 'no K-shift'}"
-            )
+        level, why = self._capabilities.rotate
+        if not self._shifts or level == "impossible":
+            raise CapabilityError(f"positions cannot be shifted: {why or 'no K-shift'}")
         llama.llama_memory_seq_add(self._cache, seq, start, stop, delta)
 
     def compact(self, seq: int) -> None:

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import weakref
 from pathlib import Path
 
 import llama_cpp.llama_cpp as llama
 
-from streamsink.backend import Capabilities
+from streamsink.backend import EXACT, Capabilities, Verdict
 from streamsink.cache_types import CACHE_TYPES
 from streamsink.errors import ClosedError, ModelError, UsageError
 from streamsink.native.library import forget_errors, last_error
 from streamsink.native.vocabulary import NativeVocabulary
+from streamsink.settings import CacheSettings
 
 ALL_LAYERS = 999
 
 # llama.h: enum llama_rope_type; M-RoPE variants carry several positions a token.
 ROPE_NONE = -1
 ROPE_M = (8, 24, 40)
+# A quantised K is shifted by way of a Hadamard matrix, which llama.cpp makes for heads of so many
+# dimensions only; without one the shift takes the process with it (llama-kv-cache.cpp:
+# build_rope_shift; https://github.com/ggml-org/llama.cpp/pull/25636).
+HADAMARD = 64
 # Position enters by a learned table (src/models/*.cpp: build_inp_pos with pos_embd), not by RoPE
 # or ALiBi, so no shift of positions leaves a key right.
 LEARNED_POSITIONS = ("gpt2", "starcoder")
@@ -33,6 +39,13 @@ class Weights:
         The file, or the first of a split one.
     n_gpu_layers : int, optional
         Layers to put on the GPU; ``None`` means all where llama.cpp was built for one.
+
+    Attributes
+    ----------
+    vocabulary : NativeVocabulary
+        Tokens and text of the model.
+    n_ctx_train : int
+        Tokens of context that the model was trained on.
 
     Raises
     ------
@@ -59,6 +72,8 @@ class Weights:
         self._handle: llama.llama_model_p | None = handle
         self._free = weakref.finalize(self, llama.llama_model_free, handle)
         self.vocabulary = NativeVocabulary(handle)
+        # Asked once: a context with YaRN by option changes the answer (llama_init_from_model).
+        self.n_ctx_train = int(llama.llama_model_n_ctx_train(handle))
 
     @property
     def handle(self) -> llama.llama_model_p:
@@ -104,11 +119,6 @@ class Weights:
         return buffer.value.decode("utf-8", "replace")
 
     @property
-    def n_ctx_train(self) -> int:
-        """Tokens of context that the model was trained on."""
-        return int(llama.llama_model_n_ctx_train(self.handle))
-
-    @property
     def n_swa(self) -> int:
         """Width of the sliding window that some layers have; 0 without."""
         return int(llama.llama_model_n_swa(self.handle))
@@ -118,42 +128,66 @@ class Weights:
         """Attention heads of the first layer."""
         return int(llama.llama_model_n_head(self.handle))
 
+    @property
+    def n_key(self) -> int:
+        """Dimensions of a key of one head."""
+        return self._head_size("key")
+
+    def _head_size(self, part: str) -> int:
+        given = self.metadata(f"{self.architecture}.attention.{part}_length")
+        n_embd = int(llama.llama_model_n_embd(self.handle))
+        return int(given) if given else n_embd // max(1, self.n_head)
+
     def cell_bytes(self, type_k: str, type_v: str) -> float:
         """Bytes that one token takes in a cache of these types (all layers; an upper estimate)."""
-        arch, handle = self.architecture, self.handle
+        handle = self.handle
         n_head_kv = int(llama.llama_model_n_head_kv(handle))
-        default = int(llama.llama_model_n_embd(handle)) // max(1, self.n_head)
-        n_key = int(self.metadata(f"{arch}.attention.key_length") or default)
-        n_value = int(self.metadata(f"{arch}.attention.value_length") or default)
+        n_key, n_value = self.n_key, self._head_size("value")
         elements = int(llama.llama_model_n_layer(handle)) * n_head_kv
         key, value = CACHE_TYPES[type_k], CACHE_TYPES[type_v]
         return elements * (n_key * key.element_bytes + n_value * value.element_bytes)
 
-    def capabilities(self, type_k: str, *, swa_full: bool) -> Capabilities:
-        """What streaming may do to a cache of this model with keys of this type."""
+    def n_ctx_within(self, settings: CacheSettings) -> int:
+        """Tokens of context that the model is good for under these settings' RoPE scaling."""
+        if settings.rope_scaling is None:
+            return self.n_ctx_train
+        key = f"{self.architecture}.rope.scaling.original_context_length"
+        unscaled = int(self.metadata(key) or self.n_ctx_train)
+        return int(unscaled * settings.rope_scale)
+
+    def capabilities(self, settings: CacheSettings, *, swa_full: bool) -> Capabilities:
+        """What streaming may do to a cache of this model under these settings."""
+        hybrid = llama.llama_model_is_hybrid(self.handle)
         return Capabilities(
-            n_ctx_train=self.n_ctx_train,
-            no_rotate=self._no_rotate(type_k, swa_full),
-            no_reanchor=(
-                "its recurrent state cannot be evaluated beside the stream"
-                if llama.llama_model_is_hybrid(self.handle)
-                else ""
+            n_ctx_train=self.n_ctx_within(settings),
+            rotate=self._rotate(settings, swa_full),
+            reanchor=(
+                Verdict("impossible", "its recurrent state cannot be evaluated beside the stream")
+                if hybrid
+                else EXACT
             ),
             no_stream=self._no_stream(),
         )
 
-    def _no_rotate(self, type_k: str, swa_full: bool) -> str:
-        rope = int(llama.llama_model_rope_type(self.handle))
-        scaling = self.metadata(f"{self.architecture}.rope.scaling.type")
-        if rope in ROPE_M:
-            return "llama.cpp cannot shift M-RoPE positions"
-        if scaling in ("yarn", "longrope"):
-            return f"llama.cpp's K-shift multiplies {scaling} keys by their gain at every shift"
-        if type_k.startswith(("q4", "q5", "iq4")):
-            return f"{type_k} keys would be quantised anew at every shift"
+    def _rotate(self, settings: CacheSettings, swa_full: bool) -> Verdict:
+        type_k = settings.cache_type_k
+        scaling = settings.rope_scaling or self.metadata(f"{self.architecture}.rope.scaling.type")
+        if int(llama.llama_model_rope_type(self.handle)) in ROPE_M:
+            return Verdict("impossible", "llama.cpp cannot shift M-RoPE positions")
+        if CACHE_TYPES[type_k].quantised and (
+            self.n_key % HADAMARD or "LLAMA_ATTN_ROT_DISABLE" in os.environ
+        ):
+            why = f"llama.cpp cannot shift {type_k} keys of {self.n_key} dimensions"
+            return Verdict("impossible", why)
         if self.n_swa and not swa_full:
-            return "a sliding-window cache that holds the window only cannot be shifted"
-        return ""
+            why = "a sliding-window cache that holds the window only cannot be shifted"
+            return Verdict("impossible", why)
+        if scaling in ("yarn", "longrope"):
+            why = f"llama.cpp's K-shift multiplies {scaling} keys by their gain at every shift"
+            return Verdict("approximate", why)
+        if type_k.startswith(("q4", "q5", "iq4")):
+            return Verdict("approximate", f"{type_k} keys would be quantised anew at every shift")
+        return EXACT
 
     def _no_stream(self) -> str:
         handle = self.handle
