@@ -7,6 +7,8 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from streamsink.bench.ppl import slack_name
+from streamsink.bench.rows import rope_name
 from streamsink.errors import StreamsinkError
 
 if TYPE_CHECKING:
@@ -92,10 +94,10 @@ def policy_name(settings: dict[str, Any]) -> str:
     if settings["placement"] != "auto":
         name += f", {settings['placement']}"
     if settings["slack"] is not None:
-        name += f", slack {settings['slack']}"
+        name += f", slack {slack_name(settings['slack'])}"
     if settings["cache_type_k"] != "f16":
         name += f", {settings['cache_type_k']}"
-    return name
+    return name + rope_name(settings)
 
 
 def _perplexity(axes: Axes, records: Sequence[Record]) -> bool:

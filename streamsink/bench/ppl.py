@@ -24,7 +24,7 @@ from streamsink.bench.statistics import bootstrap_interval, curve, mean_nll, per
 from streamsink.bench.task import Place, Task
 from streamsink.errors import UsageError
 from streamsink.model import Model
-from streamsink.policy import Discard, SinkPolicy
+from streamsink.policy import LARGEST, Discard, SinkPolicy
 from streamsink.reading import OnError
 from streamsink.scoring import nll
 from streamsink.settings import CacheSettings
@@ -132,17 +132,21 @@ class Cell:
         elif self.policy == "recompute":
             parts = [f"recompute-{self.n_ctx}-every-{self.every}"]
         else:
-            slack = "auto" if self.slack is None else self.slack
             parts = [
                 f"{self.sink_policy.n_keep}+{self.n_ctx - self.sink_policy.n_keep}",  # type: ignore[operator]
                 f"discard-{self.n_discard}",
-                f"{self.placement}-slack-{slack}",
+                f"{self.placement}-slack-{slack_name(self.slack)}",
             ]
         if (self.cache_type_k, self.cache_type_v) != ("f16", "f16"):
             parts.append(f"{self.cache_type_k}-{self.cache_type_v}")
-        if not self.batched:
-            parts.append("token-by-token")
         return "_".join(parts)
+
+
+def slack_name(slack: int | None) -> str:
+    """A slack as ``--slack`` takes it."""
+    if slack is None:
+        return "auto"
+    return "never" if slack >= LARGEST else str(slack)
 
 
 def grid(

@@ -24,7 +24,7 @@ TITLES = {
 
 
 def write_report(runs: Sequence[RunFolder], out: Path) -> list[str]:
-    """Write ``report.html``, which needs no other file, and every plot as SVG and PNG beside it.
+    """Write ``report.html``, which needs no other file, ``report.md``, and plots as SVG and PNG.
 
     Parameters
     ----------
@@ -54,24 +54,41 @@ def write_report(runs: Sequence[RunFolder], out: Path) -> list[str]:
                 (out / "plots" / f"{name}.svg").write_text(drawn, "utf-8")
                 (out / "plots" / f"{name}.png").write_bytes(plots.png(figure))
                 # matplotlib escapes the text in it; only the drawing itself goes into the page.
-                pictures.append({"caption": caption, "svg": Markup(drawn[drawn.index("<svg") :])})
+                inner = Markup(drawn[drawn.index("<svg") :])
+                pictures.append({"name": name, "caption": caption, "svg": inner})
         except StreamsinkError as error:
             remarks.append(str(error))
-        page = _template().render(
-            runs=[{**run.config, "lines": circumstances(run.config)} for run in runs],
-            tables=_tables(records),
-            pictures=pictures,
-            remarks=remarks,
-        )
-        (out / "report.html").write_text(page, "utf-8")
+        content = {
+            "runs": [_described(run) for run in runs],
+            "tables": _tables(records),
+            "pictures": pictures,
+            "remarks": remarks,
+        }
+        for name in ("report.html", "report.md"):
+            (out / name).write_text(_template(name).render(content), "utf-8")
     except OSError as error:
         raise StreamsinkError(f"{out} cannot be written: {error.strerror}") from None
     return remarks
 
 
-def _template() -> Any:
-    source = files("streamsink.bench").joinpath("report.html.jinja").read_text("utf-8")
-    return Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(source)
+def _template(name: str) -> Any:
+    source = files("streamsink.bench").joinpath(f"{name}.jinja").read_text("utf-8")
+    blocks = Environment(autoescape=name.endswith("html"), trim_blocks=True, lstrip_blocks=True)
+    blocks.filters["cell"] = _cell
+    return blocks.from_string(source)
+
+
+def _cell(text: str) -> str:
+    """What a Markdown table shows as it is."""
+    for mark, shown in (("&", "&amp;"), ("<", "&lt;"), ("|", "&#124;"), ("`", "&#96;")):
+        text = text.replace(mark, shown)
+    return " ".join(text.split())
+
+
+def _described(run: RunFolder) -> dict[str, Any]:
+    seconds = sum(record["seconds"] for record in run.records())
+    took = f"{seconds / 60:.0f} min" if seconds >= 120 else f"{seconds:.0f} s"
+    return {**run.config, "lines": circumstances(run.config), "took": took}
 
 
 def _tables(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -21,10 +21,17 @@ def circumstances(config: dict[str, Any]) -> list[str]:
     ]
 
 
+def rope_name(settings: dict[str, Any]) -> str:
+    """How RoPE is scaled, where it is."""
+    if "rope_scale" not in settings:
+        return ""
+    return f", {settings['rope_scaling']} x {settings['rope_scale']:g}"
+
+
 def _speed(record: dict[str, Any]) -> list[Row]:
     r = record["result"]
     spent = r["ms_per_eviction"]
-    auto = " (auto)" if f", {r['auto']}" in r["name"] else ""
+    auto = " (auto)" if r["name"].endswith(f", {r['auto']}") else ""
     return [
         [
             str(record["settings"]["n_ctx"]),
@@ -47,7 +54,7 @@ def _ppl(record: dict[str, Any]) -> list[Row]:
     streams = s["policy"] in ("window", "sink")
     return [
         [
-            policy,
+            policy + rope_name(s),
             str(s["n_discard"]) if streams else "",
             f"{r['placement']}, slack {r['slack']}" if streams else "",
             s["cache_type_k"],

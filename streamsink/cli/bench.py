@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 from streamsink.cli.grouped import grouped
 from streamsink.cli.options import CacheOptions, EngineOptions, ModelName, discard_of, number
 from streamsink.errors import UsageError
+from streamsink.policy import LARGEST
 from streamsink.registry import DEFAULT_MODEL
 
 if TYPE_CHECKING:
@@ -157,7 +158,7 @@ def ppl(
     keep: Annotated[str, typer.Option(help="Sinks, comma-separated.")] = "1,2,4,8",
     discard: Annotated[str, typer.Option(help="Evictions, comma-separated: N, half.")] = "1",
     placement: Annotated[str, typer.Option(help="auto, rotate, reanchor.")] = "auto",
-    slack: Annotated[str, typer.Option(help="Slacks, comma-separated: N, auto.")] = "auto",
+    slack: Annotated[str, typer.Option(help="Slacks, comma-separated: N, never, auto.")] = "auto",
     cache_type: Annotated[str, typer.Option(help="Types of keys and values: f16, q8_0 …")] = "f16",
     every: Annotated[int, typer.Option(help="recompute scores one token in so many.")] = 64,
     singly: Annotated[bool, typer.Option("--singly", help="Token by token, as a check.")] = False,
@@ -180,7 +181,7 @@ def ppl(
         n_keep=_numbers("keep", keep),
         n_discard=[discard_of(part) for part in _parts(discard)],
         placement=cast(Any, _parts(placement)),
-        slack=[None if part == "auto" else number("slack", part) for part in _parts(slack)],
+        slack=[_slack_of(part) for part in _parts(slack)],
         cache_types=_parts(cache_type),
         every=every,
         batched=not singly,
@@ -362,6 +363,12 @@ def _create(kind: str, asked: str, model: Any, plan: Plan, options: RunOptions) 
     with kept.open("wb") as file:
         shutil.copyfileobj(sys.stdin.buffer, file)
     return folder
+
+
+def _slack_of(text: str) -> int | None:
+    if text == "auto":
+        return None
+    return LARGEST if text == "never" else number("slack", text, "a number, 'never' or 'auto'")
 
 
 def _parts(text: str) -> list[str]:
