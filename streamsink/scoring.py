@@ -19,7 +19,7 @@ def nll(logits: NDArray[np.float32], targets: Sequence[int]) -> NDArray[np.float
     Returns
     -------
     ndarray of float64, shape (n,)
-        In nat.
+        In nat; infinite where the logits are not numbers, as those of a ruined cache are not.
     """
     result = np.empty(len(targets))
     # Row by row: one row stays in the processor's cache, a batch of them does not.
@@ -29,4 +29,5 @@ def nll(logits: NDArray[np.float32], targets: Sequence[int]) -> NDArray[np.float
         top = row.max()
         np.exp(np.subtract(row, top, out=scratch), out=scratch)
         result[at] = np.log(float(scratch.sum())) + float(top) - float(row[target])
+    result[np.isnan(result)] = np.inf
     return result

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from streamsink.bench import ppl, text
+from streamsink.bench import ppl, rows, text
 from streamsink.bench.ppl import Cell, Reading, grid, measure
 from streamsink.bench.scores import read_scores
 from streamsink.bench.task import Place
@@ -129,6 +129,20 @@ def test_a_model_that_knows_nothing_has_the_perplexity_of_its_vocabulary(
     assert result["perplexity"] == pytest.approx(tiny_model.config.n_vocab, rel=1e-5)
     assert scores[1:] == pytest.approx(math.log(tiny_model.config.n_vocab), rel=1e-6)
     assert result["low"] is None  # 200 tokens are too few to tell
+
+
+def test_a_ruined_stream_is_infinitely_surprised(tmp_path: Path) -> None:
+    broken = TinyModel.create(seed=0)
+    broken.weights["output.weight"][7] = np.nan
+    path = broken.write(tmp_path / "broken.gguf")
+    with Model(Weights(path)) as model:
+        result, scores = run(model, Cell("sink", 48), Reading(n_tokens=200), tmp_path)
+    assert np.isnan(scores[0])
+    assert np.isinf(scores[1:]).all()
+    assert result["n_scored"] == 199
+    assert result["perplexity"] is None
+    (row,) = rows.KINDS["ppl"][1]({"settings": asdict(Cell("sink", 48)), "result": result})
+    assert "infinite" in row
 
 
 def test_dense_stops_where_the_trained_context_ends(tiny_model: TinyModel, tmp_path: Path) -> None:

@@ -11,7 +11,9 @@ import pytest
 from numpy.typing import NDArray
 
 from streamsink.bench import recall
-from streamsink.bench.recall import Fact, RecallSettings, Sight, foresee, measure, sight
+from streamsink.bench.facts import Fact
+from streamsink.bench.recall import RecallSettings, Sight, foresee, measure, sight
+from streamsink.bench.statistics import wilson_interval
 from streamsink.bench.task import Place
 from streamsink.errors import UsageError
 from streamsink.model import Model
@@ -162,4 +164,4 @@ def test_facts_that_do_not_fit(model: Model) -> None:
     [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611)],
 )
 def test_wilson_s_interval(n_right: int, n: int, low: float, high: float) -> None:
-    assert recall.wilson_interval(n_right, n) == pytest.approx((low, high), abs=1e-4)
+    assert wilson_interval(n_right, n) == pytest.approx((low, high), abs=1e-4)

@@ -191,7 +191,7 @@ def test_ctrl_c_leaves_a_run_and_says_how_to_go_on(tmp_path: Path, tiny_path: Pa
         stderr=subprocess.PIPE,
         text=True,
     )
-    while not list((tmp_path / "run").glob("arrays/*.f32")):
+    while not any(path.stat().st_size for path in tmp_path.glob("run/arrays/*.f32")):
         assert child.poll() is None
         time.sleep(0.05)
     child.send_signal(signal.SIGINT)
@@ -199,6 +199,12 @@ def test_ctrl_c_leaves_a_run_and_says_how_to_go_on(tmp_path: Path, tiny_path: Pa
     assert child.returncode == 130
     assert f"streamsink bench --resume {tmp_path / 'run'}" in said
     assert "Traceback" not in said
+    (record,) = RunFolder(tmp_path / "run").records()
+    assert record["result"]["interrupted"]
+    assert 0 < record["result"]["n_scored"] < 200_000
+    assert record["result"]["perplexity"] > 1
+    task = Task("ppl", record["key"], {}, 1.0, lambda place: {})
+    assert not RunFolder(tmp_path / "run").has(task)
 
 
 def test_json_and_standard_input(tmp_path: Path, tiny_path: Path) -> None:
@@ -228,6 +234,12 @@ def test_json_and_standard_input(tmp_path: Path, tiny_path: Path) -> None:
         (["speed", "--ctx", "5"], "--ctx 5"),
         (["speed", "--samples", "0"], "--samples 0"),
         (["memory", "--tokens", "5"], "--tokens 5"),
+        (["ppl", "--resume", "/none", "--ctx", "64"], "drop --ctx"),
+        (["ppl", "m.gguf", "--resume", "/none"], "drop model"),
+        (["sped"], "No such command 'sped'"),
+        (["--slack", "9"], "No such option"),
+        (["speed", "--rope-scaling", "ntk"], "--rope-scaling ntk"),
+        (["recall", "--cache-type-k", "q9"], "--cache-type-k q9"),
         (["--resume", "/none"], "/none is not the folder of a run"),
         (["report", "/none"], "/none is not the folder of a run"),
     ],

@@ -61,20 +61,13 @@ def _differences(
     a: RunFolder,
     b: RunFolder,
 ) -> Iterator[Difference]:
-    kind, name = key
+    kind, _ = key
     if x is None or y is None or "skipped" in x or "skipped" in y:
         only = "A" if y is None or "skipped" in y else "B"
-        yield Difference(kind, name, "", None, None, None, False, f"measured in {only} only")
-        return
-    if kind == "ppl":
-        mean, interval = paired_interval(
-            read_scores(b.arrays / y["nll_file"]), read_scores(a.arrays / x["nll_file"]), seed=0
-        )
-        matters = abs(mean) > TRIFLE and not interval.low <= 0 <= interval.high
-        yield _difference(
-            key, "perplexity", x["perplexity"], y["perplexity"], matters,
-            f"{mean:+.4f} nat a token, 95 % from {interval.low:+.4f} to {interval.high:+.4f}",
-        )  # fmt: skip
+        yield Difference(*key, "", None, None, None, False, f"measured in {only} only")
+    elif kind == "ppl":
+        matters, why = _judge_scores(x, y, a, b)
+        yield _difference(key, "perplexity", x["perplexity"], y["perplexity"], matters, why)
     elif kind == "speed":
         apart = x["ms_q3"] < y["ms_q1"] or y["ms_q3"] < x["ms_q1"]
         yield _difference(
@@ -96,6 +89,23 @@ def _differences(
         yield _difference(
             key, "growth in bytes", *grew, abs(grew[0] - grew[1]) > GROWTH, "8 MiB apart or more"
         )
+
+
+def _judge_scores(
+    x: dict[str, Any], y: dict[str, Any], a: RunFolder, b: RunFolder
+) -> tuple[bool, str]:
+    """Token by token where both runs still have their scores, which tells far more."""
+    if x["tokens_sha256"] != y["tokens_sha256"]:
+        return False, "not to be compared: they read different tokens"
+    mine, theirs = a.arrays / x["nll_file"], b.arrays / y["nll_file"]
+    if not mine.is_file() or not theirs.is_file():
+        apart = None not in (x["low"], y["low"]) and (x["high"] < y["low"] or y["high"] < x["low"])
+        return apart, "95 % intervals; the scores of single tokens are not here"
+    mean, interval = paired_interval(read_scores(theirs), read_scores(mine), seed=0)
+    matters = abs(mean) > TRIFLE and not interval.low <= 0 <= interval.high
+    return matters, (
+        f"{mean:+.4f} nat a token, 95 % from {interval.low:+.4f} to {interval.high:+.4f}"
+    )
 
 
 def _difference(

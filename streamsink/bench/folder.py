@@ -90,7 +90,10 @@ class RunFolder:
 
     def has(self, task: Task) -> bool:
         """Whether a task is finished."""
-        return any(r["kind"] == task.kind and r["key"] == task.key for r in self.records())
+        return any(
+            r["kind"] == task.kind and r["key"] == task.key and not r["result"].get("interrupted")
+            for r in self.records()
+        )
 
     def append(self, task: Task, result: dict[str, Any], seconds: float) -> None:
         """Write a finished task down, to the disk itself."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from streamsink.bench.ppl import slack_name
 from streamsink.bench.rows import rope_name
 from streamsink.errors import StreamsinkError
+from streamsink.policy import LARGEST
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,6 +21,10 @@ Record: TypeAlias = dict[str, Any]
 # Okabe and Ito's palette, which the colour-blind can tell apart; dashes tell the lines apart too.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES = ("-", "--", "-.", ":")
+WIDTH, HEIGHT, LINE = 7.5, 4.0, 0.2
+"""Inches of a figure without its legend, and of a line of that."""
+LENGTHS = ("stream", "window", "feed, discard 1, batched")
+"""How the names of those begin that are drawn over contexts."""
 EXPLODES = 5
 """Ratio of the largest to the smallest perplexity from which on the scale is logarithmic."""
 
@@ -42,18 +47,21 @@ def draw(records: Sequence[Record]) -> Iterator[tuple[str, str, Figure]]:
     for name, caption, paint in (
         ("perplexity", "Perplexity along the stream", _perplexity),
         ("trade-off", "What an eviction costs, and what it saves", _trade_off),
-        ("speed", "Cost of a token by the size of the context", _speed),
+        ("speed", "What a stream costs", _speed),
+        ("length", "Cost of a token by the size of the context", _length),
         ("recall", "What is still known, by distance", _recall),
         ("memory", "Resident memory along the stream", _memory),
     ):
-        figure = Figure(figsize=(7.5, 4.2), layout="constrained")
+        figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
         axes = figure.add_subplot()
         if paint(axes, records):
             axes.grid(alpha=0.25)
             for side in ("top", "right"):
                 axes.spines[side].set_visible(False)
-            if axes.get_legend_handles_labels()[0]:
+            n_labels = len(axes.get_legend_handles_labels()[0])
+            if n_labels:
                 figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+                figure.set_figheight(HEIGHT + LINE * -(-n_labels // 2))
             yield name, caption, figure
 
 
@@ -118,6 +126,8 @@ def _perplexity(axes: Axes, records: Sequence[Record]) -> bool:
         return False
     if highest / lowest > EXPLODES:
         axes.set_yscale("log")
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.yaxis.set_major_formatter("{x:,g}")
     axes.set_xlabel("position in the stream, tokens")
     axes.set_ylabel("perplexity")
     return True
@@ -151,19 +161,56 @@ def _trade_off(axes: Axes, records: Sequence[Record]) -> bool:
 
 
 def _speed(axes: Axes, records: Sequence[Record]) -> bool:
+    """Every variant beside its baseline, one colour a context."""
+    found = _of(records, "speed")
+    names = list(dict.fromkeys(record["result"]["name"] for record in found))[::-1]
+    for at, n_ctx in enumerate(sorted({record["settings"]["n_ctx"] for record in found})):
+        here = [record["result"] for record in found if record["settings"]["n_ctx"] == n_ctx]
+        speed = [r["speed"] for r in here]
+        spread = [
+            [r["speed"] - r["speed_q1"] for r in here],
+            [r["speed_q3"] - r["speed"] for r in here],
+        ]
+        where = [names.index(r["name"]) for r in here]
+        axes.errorbar(
+            speed, where, xerr=spread, fmt="o", capsize=3, label=f"n_ctx {n_ctx:,}",
+            color=_style(at)["color"],
+        )  # fmt: skip
+    axes.axvline(1, color="grey", linestyle=":")
+    axes.set_xlim(left=0)
+    axes.set_yticks(range(len(names)), names, fontsize=8)
+    axes.set_xlabel("speed, of the same without the stream")
+    return bool(found)
+
+
+def _length(axes: Axes, records: Sequence[Record]) -> bool:
+    """The smallest eviction, the paper's baseline and plain decoding, over contexts."""
+    found = _of(records, "speed")
+    evicting = [r for r in found if "n_discard" in r["settings"]]
+    least = min((str(r["settings"]["n_discard"]) for r in evicting), key=_eviction, default="")
     lines: dict[str, list[tuple[int, float]]] = {}
-    for record in _of(records, "speed"):
-        point = record["settings"]["n_ctx"], record["result"]["ms_per_token"]
-        lines.setdefault(record["result"]["name"], []).append(point)
+    for record in found:
+        s, r = record["settings"], record["result"]
+        if str(s.get("n_discard", least)) != least or not r["name"].startswith(LENGTHS):
+            continue
+        lines.setdefault(r["name"], []).append((s["n_ctx"], r["ms_per_token"]))
+        if s.get("placement") == r["auto"] and s["slack"] is None:
+            lines.setdefault(r["baseline"], []).append((s["n_ctx"], r["baseline_ms"]))
     lines = {name: sorted(points) for name, points in lines.items() if len(points) > 1}
     for at, (name, points) in enumerate(lines.items()):
         where, level = zip(*points, strict=True)
         axes.plot(where, level, marker="o", markersize=4, label=name, **_style(at))
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.yaxis.set_major_formatter("{x:,g}")
     axes.set_xlabel("n_ctx, tokens")
     axes.set_ylabel("ms a token")
     return bool(lines)
+
+
+def _eviction(n_discard: str) -> int:
+    return int(n_discard) if n_discard.isdecimal() else LARGEST
 
 
 def _recall(axes: Axes, records: Sequence[Record]) -> bool:
@@ -189,6 +236,8 @@ def _recall(axes: Axes, records: Sequence[Record]) -> bool:
         axes.axhline(found[0]["result"]["chance"], color="grey", linestyle=":", label="chance")
     axes.set_ylim(0, 1.05)
     axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.yaxis.set_major_formatter("{x:.0%}")
     axes.set_xlabel("tokens between fact and question")
     axes.set_ylabel("right answers, with 95 %")
     return bool(found)
@@ -205,6 +254,7 @@ def _memory(axes: Axes, records: Sequence[Record]) -> bool:
             **_style(at),
         )
     axes.set_ylim(bottom=0)
+    axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.set_xlabel("tokens")
     axes.set_ylabel("MiB")
     return bool(found)

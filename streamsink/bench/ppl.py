@@ -6,6 +6,7 @@ from one run. All policies read the same tokens.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import math
 import time
@@ -23,7 +24,6 @@ from streamsink.bench.scores import ScoreFile, read_scores
 from streamsink.bench.statistics import bootstrap_interval, curve, mean_nll, perplexity
 from streamsink.bench.task import Place, Task
 from streamsink.errors import UsageError
-from streamsink.model import Model
 from streamsink.policy import LARGEST, Discard, SinkPolicy
 from streamsink.reading import OnError
 from streamsink.scoring import nll
@@ -220,10 +220,12 @@ def measure(cell: Cell, reading: Reading, place: Place) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``n_scored`` tokens with a prediction, their mean ``nll`` in nat, ``perplexity`` with a 95 %
-        interval from ``low`` to ``high`` (None where it cannot be told), ``curve``, ``stopped``
+        ``n_scored`` tokens with a prediction, their mean ``nll`` in nat (None where it is
+        infinite), ``perplexity`` with a 95 % interval from ``low`` to ``high`` (None where it
+        cannot be told), ``curve``, ``stopped``
         (why before the end of the text, or ''), ``tokens_per_second``, what the stream says of
-        itself, and ``nll_file``.
+        itself, ``tokens_sha256`` of the tokens as 32-bit integers, ``nll_file``, and
+        ``interrupted``: by Ctrl-C, upon which the rest is about the tokens before.
     """
     path = place.arrays / f"{cell.key}.f32"
     start = time.perf_counter()
@@ -237,7 +239,7 @@ def measure(cell: Cell, reading: Reading, place: Place) -> dict[str, Any]:
     interval = bootstrap_interval(scores, seed=place.seed)
     index, level = curve(scores)
     return {
-        "n_scored": int(np.isfinite(scores).sum()),
+        "n_scored": int((~np.isnan(scores)).sum()),
         "nll": _finite(mean),
         "perplexity": _finite(perplexity(mean)),
         "low": _finite(perplexity(interval.low)),
@@ -259,16 +261,21 @@ def _stream(cell: Cell, reading: Reading, place: Place, path: Path) -> dict[str,
     longest = place.model.n_ctx_within(place.cache)
     if cell.policy == "dense":
         n_ctx = limit = min(longest, limit or longest)
-    taken = 0
+    pieces = _Pieces(place, reading, limit)
+    stopped, interrupted = "", False
     with place.stream(cell.sink_policy, n_ctx, **cell.cache) as stream, ScoreFile(path) as file:
-        for piece, done in _pieces(place.model, reading, limit):
-            file.append(stream.score(piece))
-            taken += len(piece)
-            place.progress(done)
+        try:
+            for piece in pieces:
+                file.append(stream.score(piece))
+        except KeyboardInterrupt:
+            stopped, interrupted = "interrupted", True
         stats = stream.stats
-    ended = cell.policy == "dense" and taken == longest
+    if cell.policy == "dense" and pieces.n_read == longest:
+        stopped = f"the trained context of {longest} tokens ends"
     return {
-        "stopped": f"the trained context of {taken} tokens ends" if ended else "",
+        "tokens_sha256": pieces.sha256,
+        "stopped": stopped,
+        "interrupted": interrupted,
         "placement": stats.placement,
         "slack": stats.slack,
         "evictions": stats.evictions,
@@ -281,20 +288,20 @@ def _recompute(cell: Cell, reading: Reading, place: Place, path: Path) -> dict[s
     """Score every so many tokens, each by an evaluation of the whole window before it."""
     policy = SinkPolicy(0)
     recent: deque[int] = deque(maxlen=cell.n_ctx)
-    taken = 0
+    pieces = _Pieces(place, reading, reading.n_tokens)
     cache = {**cell.cache, "n_lanes": 1}
     with place.stream(policy, cell.n_ctx, **cache) as stream, ScoreFile(path) as file:
-        for piece, done in _pieces(place.model, reading, reading.n_tokens):
+        for piece in pieces:
             scores = np.full(len(piece), np.nan)
+            start = pieces.n_read - len(piece)
             for at, token in enumerate(piece):
-                if (taken + at) % cell.every == 0 and recent:
+                if (start + at) % cell.every == 0 and recent:
                     scores[at] = _anew(stream, list(recent), token)
                 recent.append(token)
             file.append(scores)
-            taken += len(piece)
-            place.progress(done)
     return {
-        "stopped": "", "placement": "", "slack": 0, "evictions": 0, "reanchors": 0, "shifts": 0,
+        "tokens_sha256": pieces.sha256, "stopped": "", "interrupted": False,
+        "placement": "", "slack": 0, "evictions": 0, "reanchors": 0, "shifts": 0,
     }  # fmt: skip
 
 
@@ -304,16 +311,34 @@ def _anew(stream: Stream, recent: Sequence[int], token: int) -> float:
     return float(nll(stream.logits()[None], [token])[0])
 
 
-def _pieces(model: Model, reading: Reading, limit: int | None) -> Iterator[tuple[list[int], float]]:
-    """The text in pieces of tokens, and which part of it has been read with them."""
-    held: list[int] = []
-    n_read = 0
-    for found, part in text.tokens(model, reading.names, reading.errors, limit):
-        held += found
-        n_read += len(found)
-        n_whole = n_read / part
-        while len(held) >= PIECE:
-            yield held[:PIECE], (n_read - len(held) + PIECE) / n_whole
-            del held[:PIECE]
-    if held:
-        yield held, 1.0
+class _Pieces:
+    """The text in pieces of tokens; tells how much of it has been read, and what."""
+
+    def __init__(self, place: Place, reading: Reading, limit: int | None) -> None:
+        self._place = place
+        self._found = text.tokens(place.model, reading.names, reading.errors, limit)
+        self._digest = hashlib.sha256()
+        self.n_read = 0
+
+    @property
+    def sha256(self) -> str:
+        """Of the tokens given so far."""
+        return self._digest.hexdigest()
+
+    def __iter__(self) -> Iterator[list[int]]:
+        held: list[int] = []
+        for found, part in self._found:
+            held += found
+            n_whole = (self.n_read + len(held)) / part
+            while len(held) >= PIECE:
+                yield self._take(held[:PIECE])
+                del held[:PIECE]
+                self._place.progress(self.n_read / n_whole)
+        if held:
+            yield self._take(held)
+        self._place.progress(1.0)
+
+    def _take(self, piece: list[int]) -> list[int]:
+        self._digest.update(np.asarray(piece, "<i4").tobytes())
+        self.n_read += len(piece)
+        return piece

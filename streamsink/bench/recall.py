@@ -26,7 +26,6 @@ pass, and no question stands in the way of another.
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -39,6 +38,8 @@ from numpy.typing import NDArray
 
 from streamsink.backend import MAIN, SCRATCH
 from streamsink.bench import text
+from streamsink.bench.facts import MOST_FACTS, VALUES, Fact, draw_asked, draw_facts
+from streamsink.bench.statistics import wilson_interval
 from streamsink.bench.task import Place, Progress, Task
 from streamsink.errors import CapabilityError, UsageError
 from streamsink.model import Model
@@ -56,35 +57,6 @@ GAP = 4
 """Between two groups of facts lies a context's part of filler, one in so many."""
 TOKENS_PER_FACT = 11
 """As the default model spells them; what a task weighs depends on it, and nothing else."""
-
-QUESTION = "\nThe password of the {} is"
-# fmt: off
-ADJECTIVES = (
-    "green", "old", "red", "quiet", "northern", "small", "white", "broken", "golden", "distant",
-    "dark", "narrow", "royal", "empty", "southern", "famous", "blue", "ancient", "lonely", "wooden",
-    "bright", "hidden", "cold", "great",
-)
-NOUNS = (
-    "river", "castle", "garden", "tower", "mill", "market", "museum", "harbor", "village",
-    "library", "station", "school", "church", "hotel", "palace", "farm", "temple", "theatre",
-    "hospital", "factory", "bakery", "prison", "cottage", "lighthouse", "monastery", "mine", "bank",
-    "court", "club", "camp", "fort", "island", "port", "square", "road", "gate", "inn", "lodge",
-    "barn", "chapel", "studio", "office", "shop", "lake", "hill", "park", "valley", "college",
-)
-VALUES = (
-    "marble", "ginger", "silver", "rocket", "velvet", "copper", "lemon", "tiger", "winter",
-    "candle", "feather", "thunder", "pepper", "shadow", "crystal", "honey", "falcon", "cotton",
-    "ladder", "mirror", "orange", "diamond", "basket", "camera", "dragon", "engine", "flame",
-    "guitar", "hammer", "insect", "jungle", "kitten", "magnet", "needle", "ocean", "pencil",
-    "queen", "rabbit", "saddle", "amber", "umbrella", "violin", "walnut", "yellow", "zebra",
-    "anchor", "bottle", "carpet", "desert", "eagle", "fabric", "glass", "helmet", "ivory", "jacket",
-    "kettle", "lantern", "mountain", "nickel", "onion", "piano", "quartz", "ribbon", "salmon",
-    "table", "uncle", "window", "bridge", "cherry", "dolphin", "elbow", "forest", "garlic",
-    "hunter", "jewel", "knight", "leather", "mango", "night", "oxygen", "paper", "rain", "spider",
-    "trumpet", "urban", "vinegar", "whisper", "apple", "bronze", "chalk", "drum",
-)
-# fmt: on
-MOST_FACTS = len(ADJECTIVES) * len(NOUNS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,31 +108,6 @@ class RecallSettings:
                 raise UsageError(f"--distance {distance} is not possible: 0 or more tokens")
         found = self.distances or [max(NEAREST, round(part * self.n_ctx)) for part in LADDER]
         object.__setattr__(self, "distances", tuple(sorted(set(found))))
-
-
-@dataclass(frozen=True, slots=True)
-class Fact:
-    """A fact in tokens.
-
-    Attributes
-    ----------
-    number : int
-        Its place among all facts.
-    question : tuple of int
-        How it begins: all before the value.
-    statement : tuple of int
-        All of it.
-    choices : tuple of int
-        First tokens of the values of its group.
-    correct : int
-        Which of them is its own.
-    """
-
-    number: int
-    question: tuple[int, ...]
-    statement: tuple[int, ...]
-    choices: tuple[int, ...]
-    correct: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,8 +183,8 @@ def measure(where: Where, settings: RecallSettings, place: Place) -> dict[str, A
     """
     model = place.model
     draw = random.Random(place.seed)
-    facts = _facts(model, settings, draw)
-    asked = _asked(settings, facts, draw)
+    facts = draw_facts(model, settings.n_facts, settings.n_choices, draw)
+    asked = draw_asked(facts, settings.n_facts, settings.n_choices, draw)
     filler = _filler(model, draw)
     scripts = _scripts(where, settings, facts, model.bos, filler)
     n_keep = settings.n_keep
@@ -347,58 +294,6 @@ def _check_spare(stream: Stream, n_question: int) -> None:
             f"a question takes {n_question} cells beside --ctx {stream.n_ctx}, and this model's "
             f"cache has {n_spare}: lower --ctx by {n_question - n_spare}"
         )
-
-
-# -- what is stated -----------------------------------------------------------------------------
-
-
-def _words(model: Model) -> list[tuple[int, ...]]:
-    """The values as they go on after a question, in tokens; of one first token only one value."""
-    question = QUESTION.format(f"{ADJECTIVES[0]} {NOUNS[0]}")
-    start = model.tokenize(question)
-    found: dict[int, tuple[int, ...]] = {}
-    for value in VALUES:
-        tokens = model.tokenize(f"{question} {value}")
-        if tokens[: len(start)] == start:
-            found.setdefault(tokens[len(start)], tuple(tokens[len(start) :]))
-    return list(found.values())
-
-
-def _facts(model: Model, settings: RecallSettings, draw: random.Random) -> list[Fact]:
-    """Draw whole groups of facts: at least as many as there are questions.
-
-    Subjects never repeat. Values do if there are more facts than words, but always in the same
-    order, so that one comes again only after all others.
-    """
-    words = _words(model)
-    n = settings.n_choices
-    if len(words) < n:
-        raise CapabilityError(
-            f"this model's tokens tell only {len(words)} words apart: --choices {n} is too many"
-        )
-    draw.shuffle(words)
-    adjectives, nouns = list(ADJECTIVES), list(NOUNS)
-    draw.shuffle(adjectives)
-    draw.shuffle(nouns)
-    full_stop = model.tokenize(".")
-    facts: list[Fact] = []
-    for first in range(0, settings.n_facts, n):
-        group = [words[number % len(words)] for number in range(first, first + n)]
-        choices = tuple(word[0] for word in group)
-        for correct, word in enumerate(group):
-            number = first + correct
-            adjective = adjectives[(number + number // len(nouns)) % len(adjectives)]
-            subject = f"{adjective} {nouns[number % len(nouns)]}"
-            question = tuple(model.tokenize(QUESTION.format(subject)))
-            statement = (*question, *word, *full_stop)
-            facts.append(Fact(number, question, statement, choices, correct))
-    return facts
-
-
-def _asked(settings: RecallSettings, facts: Sequence[Fact], draw: random.Random) -> set[int]:
-    """Numbers of the facts that are asked about; of a last group perhaps not all, but any."""
-    last = len(facts) - settings.n_choices
-    return {*range(last), *draw.sample(range(last, len(facts)), settings.n_facts - last)}
 
 
 def _filler(model: Model, draw: random.Random) -> Iterator[int]:
@@ -577,25 +472,3 @@ def _point(distance: int, answers: Sequence[_Answer]) -> dict[str, Any]:
         "n_inside": n_inside,
         "n_gone": sum(answer.gone for answer in here),
     }
-
-
-def wilson_interval(n_right: int, n: int, z: float = 1.959964) -> tuple[float, float]:
-    """Wilson's interval of a proportion, by default that of 95 %.
-
-    Parameters
-    ----------
-    n_right, n : int
-        Successes and trials, at least one.
-    z : float
-        Quantile of the normal distribution.
-
-    Returns
-    -------
-    low, high : float
-        From 0 to 1.
-    """
-    share = n_right / n
-    middle = share + z * z / (2 * n)
-    half = z * math.sqrt(share * (1 - share) / n + (z / (2 * n)) ** 2)
-    width = 1 + z * z / n
-    return max(0.0, (middle - half) / width), min(1.0, (middle + half) / width)

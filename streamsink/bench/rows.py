@@ -58,7 +58,7 @@ def _ppl(record: dict[str, Any]) -> list[Row]:
             str(s["n_discard"]) if streams else "",
             f"{r['placement']}, slack {r['slack']}" if streams else "",
             s["cache_type_k"],
-            "?" if r["perplexity"] is None else f"{r['perplexity']:.2f}",
+            "infinite" if r["perplexity"] is None else f"{r['perplexity']:.2f}",
             "" if r["low"] is None else f"{r['low']:.2f}-{r['high']:.2f}",
             f"{r['n_scored']:,}",
             f"{r['tokens_per_second']:.0f}",

@@ -226,3 +226,25 @@ def curve(
     total = np.add.reduceat(np.where(scored, scores, 0.0), first, dtype=np.float64)
     count = np.add.reduceat(scored, first, dtype=np.int64)
     return first, np.divide(total, count, out=np.full(len(first), np.nan), where=count > 0)
+
+
+def wilson_interval(n_right: int, n: int, z: float = 1.959964) -> tuple[float, float]:
+    """Wilson's interval of a proportion, by default that of 95 %.
+
+    Parameters
+    ----------
+    n_right, n : int
+        Successes and trials, at least one.
+    z : float
+        Quantile of the normal distribution.
+
+    Returns
+    -------
+    low, high : float
+        From 0 to 1.
+    """
+    share = n_right / n
+    middle = share + z * z / (2 * n)
+    half = z * math.sqrt(share * (1 - share) / n + (z / (2 * n)) ** 2)
+    width = 1 + z * z / n
+    return max(0.0, (middle - half) / width), min(1.0, (middle + half) / width)

@@ -38,7 +38,8 @@ def run(
     """Do every task that the folder does not hold yet.
 
     What the model cannot do is written down as ``{"skipped": why}``. Whatever else is raised ends
-    the run; the folder then holds what was done before.
+    the run; the folder then holds what was done before. A measurement that Ctrl-C interrupts may
+    give what it has, as ``{"interrupted": True, …}``; it is made anew when the run goes on.
     """
     for task in tasks:
         if folder.has(task):
@@ -51,4 +52,6 @@ def run(
         except CapabilityError as error:
             result = {"skipped": str(error)}
         folder.append(task, result, clock() - start)
+        if result.get("interrupted"):
+            raise KeyboardInterrupt
         watcher.ends(task, result)

@@ -330,10 +330,11 @@ def _measure(context: typer.Context, model: str, plan: Plan, options: RunOptions
 
 def _check_alone(context: typer.Context) -> None:
     """A run that goes on does so under its own settings."""
-    for name in context.params:
-        source = context.get_parameter_source(name)
-        if name not in ("resume", "json") and source and source.name == "COMMANDLINE":
-            raise UsageError(f"--resume goes on with the run's own settings: drop {name}")
+    for parameter in context.command.params:
+        source = context.get_parameter_source(str(parameter.name))
+        if parameter.name in ("resume", "json") or not source or source.name != "COMMANDLINE":
+            continue
+        raise UsageError(f"--resume goes on with the run's own settings: drop {parameter.opts[0]}")
 
 
 def _create(kind: str, asked: str, model: Any, plan: Plan, options: RunOptions) -> RunFolder:
