@@ -20,7 +20,7 @@ from typing import NamedTuple
 from streamsink.backend import MAIN, SCRATCH, Backend, Capabilities
 from streamsink.errors import CapabilityError
 from streamsink.ledger import Ledger, Missing
-from streamsink.policy import LARGEST, Placement, SinkPolicy, default_slack, move_cost
+from streamsink.policy import SHARE, Placement, SinkPolicy, default_slack, move_cost
 
 MOST_SLACK = 65_536
 """A sink that is "never" brought up is so after this many positions: they cannot grow for ever."""
@@ -84,13 +84,25 @@ def _placement(
         return "reanchor", able.rotate.why
     if right == ["rotate"]:
         return "rotate", able.reanchor.why
-    cost = move_cost("reanchor", n_keep)
-    if default_slack(cost, n_ctx, able.n_ctx_train) == default_slack(cost, 0, LARGEST):
+    again, shift = (_share(name, policy, able, n_keep, n_ctx) for name in ("reanchor", "rotate"))
+    if again <= max(SHARE, shift):
         return "reanchor", "no key is ever rotated, and the sink is cheap to evaluate again"
     return "rotate", (
-        f"evaluating a sink of {n_keep} again would take more than 1 % of the time "
-        f"within the trained context of {able.n_ctx_train}"
+        f"evaluating a sink of {n_keep} again would take {again:.0%} of the time of decoding, "
+        f"and shifting {shift:.0%}, with the slack that a trained context of {able.n_ctx_train} "
+        "leaves"
     )
+
+
+def _share(
+    placement: Placement, policy: SinkPolicy, able: Capabilities, n_keep: int, n_ctx: int
+) -> float:
+    """What moves take, of the time of decoding, if every eviction is of one token."""
+    cost = move_cost(placement, n_keep)
+    slack = policy.slack
+    if slack is None:
+        slack = default_slack(cost, n_ctx, able.n_ctx_train)
+    return cost / (slack + 1)
 
 
 def rotate(backend: Backend, ledger: Ledger) -> None:
