@@ -6,9 +6,9 @@ import os
 import weakref
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING
 
+from streamsink.closing import Closing
 from streamsink.ledger import Evicted
 from streamsink.policy import SinkPolicy
 from streamsink.records import Event
@@ -23,7 +23,7 @@ N_CTX = 2048
 """Context of a stream that was not told another, bounded by the trained one."""
 
 
-class Model:
+class Model(Closing):
     """A GGUF model, loaded once for any number of streams. Made by `Model.open`."""
 
     def __init__(self, weights: Weights) -> None:
@@ -184,16 +184,3 @@ class Model:
         for stream in list(self._streams):
             stream.close()
         self._weights.close()
-
-    def __enter__(self) -> Model:
-        """Use as a context manager; closes at the end."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Close."""
-        self.close()

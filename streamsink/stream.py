@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from types import TracebackType
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 
 from streamsink.backend import Backend, Logits, Sampler
 from streamsink.cache import REBASE_AT, Cache
+from streamsink.closing import Closing
 from streamsink.errors import ClosedError, UsageError
 from streamsink.interrupt import Exclusive
 from streamsink.ledger import Evicted
@@ -41,7 +41,7 @@ class _Meter:
         self.seconds += time.perf_counter() - start
 
 
-class Stream:
+class Stream(Closing):
     """An endless stream through a finite context. Made by `streamsink.Model.stream`.
 
     A stream never remembers more than ``n_ctx`` tokens: what was evicted is forgotten.
@@ -346,19 +346,6 @@ class Stream:
             self._closed = True
             self._drop_sampler()
             self._cache.backend.close()
-
-    def __enter__(self) -> Stream:
-        """Use as a context manager; closes at the end."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Close."""
-        self.close()
 
     # -- how it works ---------------------------------------------------------------------------
 

@@ -6,17 +6,17 @@ The value at byte 4 i is token i's, NaN where the token had no prediction.
 from __future__ import annotations
 
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 from numpy.typing import NDArray
 
+from streamsink.closing import Closing
 from streamsink.errors import StreamsinkError
 
 DTYPE = np.dtype("<f4")
 
 
-class ScoreFile:
+class ScoreFile(Closing):
     """Takes the scores of a stream as it goes on, and holds none of them in memory.
 
     Parameters
@@ -59,17 +59,6 @@ class ScoreFile:
     def close(self) -> None:
         """Close the file; a second time does nothing."""
         self._file.close()
-
-    def __enter__(self) -> ScoreFile:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def read_scores(path: Path) -> NDArray[np.float32]:

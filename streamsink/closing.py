@@ -1,0 +1,28 @@
+"""What is used in a ``with`` statement and closed at its end."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from types import TracebackType
+from typing import TypeVar
+
+Self = TypeVar("Self", bound="Closing")
+
+
+class Closing(ABC):
+    """Closed at the end of a ``with`` statement, whatever happens in it."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of what it holds. Twice is fine."""
+
+    def __enter__(self: Self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
