@@ -129,21 +129,21 @@ def bootstrap_interval(
         In nat. NaN if fewer than two blocks lie between the first scored token and the last, or if
         so few tokens are scored there that a resample had none, or if a score is infinite.
     """
-    at = np.flatnonzero(~np.isnan(scores))
-    if not at.size:
+    scored = ~np.isnan(scores)
+    if not scored.any():
         return NO_INTERVAL
-    span = scores[at[0] : at[-1] + 1]
+    whole = slice(scored.argmax(), len(scored) - scored[::-1].argmax())
+    span, scored = scores[whole], scored[whole]
     n = len(span)
     block = default_block(n) if block is None else block
     if n < 2 * block:
         return NO_INTERVAL
-    scored = ~np.isnan(span)
     # Sum and number of the scored tokens before each place on the circle: shape (n + block + 1, 2).
-    values = np.zeros((n + block + 1, 2))
-    values[1 : n + 1, 0] = np.where(scored, span, 0.0)
-    values[1 : n + 1, 1] = scored
-    values[n + 1 :] = values[1 : block + 1]
-    before = values.cumsum(axis=0)
+    before = np.zeros((n + block + 1, 2))
+    before[1 : n + 1, 0][scored] = span[scored]
+    before[1 : n + 1, 1] = scored
+    before[n + 1 :] = before[1 : block + 1]
+    np.cumsum(before, axis=0, out=before)
     mean = before[n, 0] / before[n, 1]
 
     lengths = np.diff([*range(0, n, block), n])  # the last is cut, so that n tokens are drawn

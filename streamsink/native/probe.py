@@ -10,24 +10,48 @@ another lane.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from collections.abc import Sequence
+from typing import Literal, Protocol, TypeAlias
 
 import numpy as np
 
-from streamsink.backend import FIRST_LANE, Logits
+from streamsink.backend import FIRST_LANE, Logits, Vocabulary
 from streamsink.errors import DecodeError
 
-if TYPE_CHECKING:
-    from streamsink.native.context import NativeContext
-
 LaneOrder: TypeAlias = Literal["own first", "own last"]
+
+
+class Context(Protocol):
+    """What the probe needs of `streamsink.native.context.NativeContext`."""
+
+    lane_order: LaneOrder
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """Tokens of the model."""
+
+    def decode_sets(
+        self,
+        tokens: Sequence[int],
+        positions: Sequence[int],
+        sets: Sequence[Sequence[int]],
+        rows: Literal["last", "all"],
+    ) -> None:
+        """Decode with a set of sequences for each token."""
+
+    def logits(self) -> Logits:
+        """Rows of the last decode."""
+
+    def remove(self, seq: int, start: int, stop: int) -> None:
+        """Take cells out of a sequence."""
+
 
 # An unordered_set changes its order when it grows beyond its buckets (13, 29, 59 in libstdc++), so
 # sizes between those are tried.
 SIZES = (2, 14, 30, 63)
 
 
-def lane_order(context: NativeContext, n_lanes: int) -> LaneOrder | None:
+def lane_order(context: Context, n_lanes: int) -> LaneOrder | None:
     """Find the order of a token's lanes in which it sees its own; None where there is none.
 
     Tried on sets of up to ``n_lanes`` lanes.
@@ -44,7 +68,7 @@ def lane_order(context: NativeContext, n_lanes: int) -> LaneOrder | None:
     return None
 
 
-def _sees_own(context: NativeContext, size: int) -> bool:
+def _sees_own(context: Context, size: int) -> bool:
     lanes = list(range(FIRST_LANE + size - 1, FIRST_LANE - 1, -1))
     n_vocab = context.vocabulary.n_tokens
     token = n_vocab // 2
@@ -63,7 +87,7 @@ def _sees_own(context: NativeContext, size: int) -> bool:
     return bool(np.abs(shared - own).max() < 0.01 * np.abs(other - own).max())
 
 
-def _logits_of(context: NativeContext, token: int, members: list[int]) -> Logits:
+def _logits_of(context: Context, token: int, members: list[int]) -> Logits:
     context.decode_sets([token], [1], [members], "last")
     row: Logits = context.logits()[-1].copy()
     for lane in members:
