@@ -53,6 +53,9 @@ interpreter() {
 
 project() { cat "$root/pyproject.toml" "$root/scripts/setup.sh" | cksum; }
 
+# How llama.cpp is compiled, beside CMAKE_ARGS.
+recipe() { cat "$root/scripts/llama-cpp.cmake" "$root/scripts/ldtilecfg.h" | cksum; }
+
 # CMAKE_ARGS on one line; when unset, as .venv was built.
 cmake_args() {
     if [ -n "${CMAKE_ARGS+set}" ]; then
@@ -66,14 +69,15 @@ is_sound() {
     [ -f "$stamp" ] && [ -x "$venv/bin/streamsink" ] &&
         [ "$(interpreter)" = "$(stamped 1)" ] &&
         [ "$(cmake_args)" = "$(stamped 2)" ] &&
+        [ "$(recipe)" = "$(stamped 3)" ] &&
         if [ -n "${PYTHON:-}" ]; then
             [ "$(version_of "$PYTHON")" = "$(version_of "$venv/bin/python")" ]
         fi
 }
 
 is_ready() {
-    is_sound && [ "$(project)" = "$(stamped 3)" ] &&
-        case "$(stamped 4)" in dev | "$1") true ;; *) false ;; esac
+    is_sound && [ "$(project)" = "$(stamped 4)" ] &&
+        case "$(stamped 5)" in dev | "$1") true ;; *) false ;; esac
 }
 
 find_python() {
@@ -115,7 +119,7 @@ install() {
     args=$(cmake_args)
     trap interrupted INT
     if is_sound; then
-        if [ "$(stamped 4)" = dev ]; then wanted=dev; fi
+        if [ "$(stamped 5)" = dev ]; then wanted=dev; fi
         rm -f "$stamp"
     else
         make_venv "$python"
@@ -124,6 +128,7 @@ install() {
     {
         interpreter
         printf '%s\n' "$args"
+        recipe
         project
         printf '%s\n' "$wanted"
     } >"$stamp.new"
@@ -154,10 +159,10 @@ pip_install() {
     local target=. cache=() folder defines progress failed=0
     if [ "$1" = dev ]; then target='.[dev]'; fi
 
-    # pip's cache files a compiled wheel under its source and the Python, not under CMAKE_ARGS: a
-    # build for the CPU would pass for one with CUDA. So each set of options has a cache of its own.
-    if [ -n "$2" ] && folder=$("$venv/bin/python" -m pip cache dir 2>/dev/null); then
-        cache=(--cache-dir "$folder/streamsink-$(cksum <<<"$2" | cut -d ' ' -f 1)")
+    # pip's cache files a compiled wheel under its source and the Python, not under the options of
+    # its build: one for the CPU would pass for one with CUDA. So each set has a cache of its own.
+    if folder=$("$venv/bin/python" -m pip cache dir 2>/dev/null); then
+        cache=(--cache-dir "$folder/streamsink-$({ echo "$2"; recipe; } | cksum | cut -d ' ' -f 1)")
     fi
 
     # Beside CMAKE_ARGS and not in it: that is split at spaces, and this path may have some.

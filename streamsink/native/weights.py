@@ -12,6 +12,7 @@ import llama_cpp.llama_cpp as llama
 from streamsink.backend import EXACT, Capabilities, Verdict
 from streamsink.cache_types import CACHE_TYPES
 from streamsink.errors import ClosedError, ModelError, UsageError
+from streamsink.native import amx
 from streamsink.native.library import forget_errors, last_error
 from streamsink.native.vocabulary import NativeVocabulary
 from streamsink.settings import CacheSettings
@@ -65,6 +66,8 @@ class Weights:
             if self.offloads
             else 0
         )
+        if amx.is_broken():
+            params.use_extra_bufts = False
         forget_errors()
         handle = llama.llama_model_load_from_file(str(path).encode(), params)
         if not handle:
