@@ -110,15 +110,14 @@ def test_speed_pairs_every_variant_with_its_baseline(tmp_path: Path, tiny_path: 
     with Model(Weights(tiny_path)) as model:
         suite.run(tasks, model, folder, 0, Silent())
     records = list(folder.records())
-    assert len(records) == 2 * 3 + 5
+    assert len(records) == 2 * 3 + 6
     for record in records:
         result = record["result"]
         assert 0 < result["ms_q1"] <= result["ms_per_token"] <= result["ms_q3"]
         assert result["p50"] <= result["p90"] <= result["p99"] <= result["worst"]
         assert result["speed"] > 0
-        assert (result["ms_per_eviction"] is None) == (
-            "no eviction" in result["name"] or "anew" in result["name"]
-        )
+        evicts = result["name"].startswith(("stream", "feed", "score"))
+        assert (result["ms_per_eviction"] is not None) == evicts
 
 
 def test_memory_says_where_it_grows(

@@ -107,6 +107,13 @@ class FullStream:
         after = [self._prefill(rows) for _ in range(n // BATCH)]
         return Sample([ms], n, float(np.mean(before + after)), n)
 
+    def batching(self) -> Sample:
+        """A plain batch on a full cache, between two that end in one: what the cells cost."""
+        self._settle(SinkPolicy())
+        before = self._prefill("last", 0)
+        ms = self._prefill("last") * BATCH
+        return Sample([ms], BATCH, (before + self._prefill("last", 0)) / 2)
+
     def generating(self) -> Sample:
         """Generate where there is room, and each token again by a bare loop."""
         self._settle(SinkPolicy(n_discard=2 * N_GENERATE))
@@ -147,16 +154,30 @@ class FullStream:
         # Graphs run asynchronously where there is a GPU: reading waits for them.
         self._backend.logits()
 
-    def _again(self, tokens: list[int], rows: Rows = "last") -> None:
+    def _again(self, tokens: list[int]) -> None:
         """Take the newest tokens, which these are, out of the cache and decode them bare."""
         pos = self._cache.ledger.next_pos - len(tokens)
         self._backend.remove(MAIN, pos, -1)
+        self._decode(tokens, pos, "last")
+
+    def _decode(self, tokens: list[int], pos: int, rows: Rows) -> None:
         self._backend.decode(tokens, pos, MAIN, rows)
         self._backend.logits()
 
-    def _prefill(self, rows: Rows) -> float:
-        tokens = self.stream.visible_tokens()[-BATCH:]
-        return _ms(self._again, tokens, rows) / BATCH
+    def _prefill(self, rows: Rows, n_beyond: int | None = None) -> float:
+        """Ms per token of a plain batch, the last ``n_beyond`` tokens of it on a full cache.
+
+        Without, it begins on the fill of a decode with lanes: a full cache, one token evicted.
+        """
+        backend, pos = self._backend, self._cache.ledger.next_pos
+        if n_beyond is None:
+            n_beyond = min(BATCH - 1, backend.n_cells - self._n_ctx)
+        newest = self.stream.visible_tokens()[-(BATCH - n_beyond) :]
+        batch = [*newest, *self._tokens(n_beyond)]
+        backend.remove(MAIN, pos - len(newest), -1)
+        ms = _ms(self._decode, batch, pos - len(newest), rows)
+        backend.remove(MAIN, pos, -1)
+        return ms / BATCH
 
     # -- between blocks -------------------------------------------------------------------------
 

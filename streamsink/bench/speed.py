@@ -25,9 +25,10 @@ SHORT = 3
 PLAIN = "plain decode"
 BARE = "bare decode and sample"
 BATCHES = {
-    "last": f"plain batch of {BATCH}, one row of logits",
-    "all": f"plain batch of {BATCH}, all rows of logits",
+    "last": f"plain batch of {BATCH} on a full cache",
+    "all": f"plain batch of {BATCH} on a full cache, all logits",
 }
+SMALLER = "the same up to a full cache"
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +107,7 @@ def _tasks(n_ctx: int, settings: SpeedSettings, shelf: _Shelf) -> list[Task]:
     add("feed, discard 1, token by token", last, n_short, 120, FullStream.feeding_singly)
     add("feed, discard 1, batched", last, n_short, 500, FullStream.feeding)
     add("score, discard 1, batched", every, n_short, 550, FullStream.scoring)
+    add(last, SMALLER, n_short, 20, FullStream.batching)
     add("generate, no eviction", BARE, n_short, 200, FullStream.generating)
     add("window evaluated anew for each token", PLAIN, 1, 0.5 * n_ctx, FullStream.recomputing)
     return found
