@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -381,7 +382,10 @@ class Stream(Closing):
             if self._is_empty and bos is not None and tokens[:1] != [bos]:
                 tokens.insert(0, bos)
             return tokens
-        tokens = [int(token) for token in text]
+        try:
+            tokens = [operator.index(token) for token in text]
+        except TypeError as error:
+            raise UsageError(f"feed takes text or token ids: {error}") from None
         n_tokens = self._vocabulary.n_tokens
         for token in tokens:
             if not 0 <= token < n_tokens:

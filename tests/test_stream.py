@@ -511,17 +511,21 @@ def test_a_cache_type_that_is_none(model: Model, option: str, types: tuple[str, 
         model.stream(SinkPolicy(), N_CTX, *types)
 
 
-@pytest.mark.parametrize("bad", [-1, 300, 2**31])
+@pytest.mark.parametrize(
+    ("bad", "says"),
+    [(-1, "vocabulary"), (300, "vocabulary"), (2**31, "vocabulary"), (1.5, "token ids")],
+)
 @pytest.mark.parametrize("operation", ["feed", "score"])
-def test_a_token_out_of_the_vocabulary(
+def test_what_is_no_token(
     model: Model,
     tokens: list[int],
     expected: Callable[..., Floats],
     operation: Literal["feed", "score"],
-    bad: int,
+    bad: float,
+    says: str,
 ) -> None:
     with open_stream(model, SinkPolicy(N_KEEP, 1, "reanchor", 0)) as stream:
-        with pytest.raises(UsageError, match="vocabulary"):
+        with pytest.raises(UsageError, match=says):
             getattr(stream, operation)([*tokens[:5], bad])
         assert stream.stats.index == 0
         assert_close(stream.score(tokens[:60]), expected()[:60])

@@ -13,7 +13,7 @@ import psutil
 
 from streamsink import __version__
 from streamsink.model import Model
-from streamsink.native import devices
+from streamsink.native import devices, library
 
 
 def environment() -> dict[str, Any]:
@@ -22,6 +22,7 @@ def environment() -> dict[str, Any]:
         "streamsink": __version__,
         "llama_cpp_python": _version("llama-cpp-python"),
         "llama_cpp": devices.build(),
+        "llama_cpp_features": library.features(),
         "numpy": _version("numpy"),
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",

@@ -108,6 +108,15 @@ def policy_name(settings: dict[str, Any]) -> str:
     return name + rope_name(settings)
 
 
+def _logarithmic(axes: Axes) -> None:
+    """Powers of ten as plain numbers; between them a few where there is room."""
+    from matplotlib.ticker import LogFormatter
+
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter("{x:,g}")
+    axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
+
+
 def _perplexity(axes: Axes, records: Sequence[Record]) -> bool:
     lowest, highest = math.inf, 0.0
     for at, record in enumerate(_of(records, "ppl")):
@@ -125,9 +134,8 @@ def _perplexity(axes: Axes, records: Sequence[Record]) -> bool:
     if highest == 0:
         return False
     if highest / lowest > EXPLODES:
-        axes.set_yscale("log")
+        _logarithmic(axes)
     axes.xaxis.set_major_formatter("{x:,.0f}")
-    axes.yaxis.set_major_formatter("{x:,g}")
     axes.set_xlabel("position in the stream, tokens")
     axes.set_ylabel("perplexity")
     return True
@@ -201,9 +209,8 @@ def _length(axes: Axes, records: Sequence[Record]) -> bool:
         where, level = zip(*points, strict=True)
         axes.plot(where, level, marker="o", markersize=4, label=name, **_style(at))
     axes.set_xscale("log", base=2)
-    axes.set_yscale("log")
+    _logarithmic(axes)
     axes.xaxis.set_major_formatter("{x:,.0f}")
-    axes.yaxis.set_major_formatter("{x:,g}")
     axes.set_xlabel("n_ctx, tokens")
     axes.set_ylabel("ms a token")
     return bool(lines)

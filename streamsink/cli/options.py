@@ -38,7 +38,7 @@ def _names(incomplete: str) -> list[str]:
 ModelName = Annotated[
     str,
     typer.Argument(
-        metavar="[MODEL]",
+        metavar="MODEL",
         help="A name of `streamsink models`, or a .gguf file.",
         autocompletion=_names,
     ),

@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import llama_cpp.llama_cpp as llama
+from streamsink.native.library import features
 
 SOUND_GCC = 15
 MENDED = b"ldtilecfg reads 64 bytes"
@@ -21,7 +21,7 @@ _COMPILER = re.compile(rb"GCC: \([^)]*\) (\d+)")
 
 def is_broken() -> bool:
     """Whether AMX code was compiled in, by a compiler that spoils it."""
-    if b"AMX_INT8 = 1" not in llama.llama_print_system_info():
+    if "AMX_INT8 = 1" not in features():
         return False
     return any(misreads(library.read_bytes()) for library in _libraries())
 

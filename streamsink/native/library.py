@@ -38,6 +38,12 @@ llama.llama_log_set(_on_log, ctypes.c_void_p(0))
 llama.llama_backend_init()
 
 
+def features() -> str:
+    """What this build of llama.cpp makes use of, in its own words: ``AVX2 = 1 | AMX_INT8 = 1``."""
+    text: str = llama.llama_print_system_info().decode("utf-8", "replace")
+    return text.strip(" |")
+
+
 def forget_errors() -> None:
     """Begin a call whose error lines are wanted."""
     _errors.clear()
