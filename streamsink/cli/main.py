@@ -49,10 +49,6 @@ def main() -> None:
         code = _fail(str(error), error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         code = 130
-    except BrokenPipeError:
-        # Whoever read our output has left; say nothing, also not at interpreter exit.
-        sys.stderr.close()
-        code = 141
     except Exception as error:
         # Typer's own usage errors; where its copy of click lives depends on its version.
         if not hasattr(error, "format_message"):
