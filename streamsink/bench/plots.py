@@ -7,8 +7,12 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+import numpy as np
+from numpy.typing import NDArray
+
 from streamsink.bench.ppl import slack_name
 from streamsink.bench.rows import rope_name
+from streamsink.bench.statistics import paired_interval
 from streamsink.errors import StreamsinkError
 from streamsink.policy import LARGEST
 
@@ -21,7 +25,7 @@ Record: TypeAlias = dict[str, Any]
 # Okabe and Ito's palette, which the colour-blind can tell apart; dashes tell the lines apart too.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES = ("-", "--", "-.", ":")
-WIDTH, HEIGHT, LINE = 7.5, 4.0, 0.2
+WIDTH, HEIGHT, LINE = 6.0, 3.6, 0.2
 """Inches of a figure without its legend, and of a line of that."""
 LENGTHS = ("stream", "window", "feed, discard 1, batched")
 """How the names of those begin that are drawn over contexts."""
@@ -142,30 +146,40 @@ def _perplexity(axes: Axes, records: Sequence[Record]) -> bool:
 
 
 def _trade_off(axes: Axes, records: Sequence[Record]) -> bool:
-    """Perplexity against speed, where both were measured for two evictions or more."""
+    """Perplexity against speed, where both were measured for two evictions or more.
+
+    The perplexities are paired with that of the smallest eviction: what makes a text hard for all
+    of them would hide the difference.
+    """
     speeds = {
         (r["settings"]["n_ctx"], r["settings"]["n_discard"], r["settings"]["placement"]): r
         for r in _of(records, "speed")
         if "n_discard" in r["settings"] and r["settings"]["slack"] is None
     }
-    n_drawn = 0
+    found = []
     for record in _of(records, "ppl"):
-        s, r = record["settings"], record["result"]
-        found = speeds.get((s["n_ctx"], s["n_discard"], r.get("placement")))
-        if s["policy"] != "sink" or s["n_keep"] != 4 or not found or r["perplexity"] is None:
-            continue
-        speed = found["result"]["speed"]
-        low, high = r["low"], r["high"]
-        spread = None if low is None else [[r["perplexity"] - low], [high - r["perplexity"]]]
-        axes.errorbar(speed, r["perplexity"], spread, marker="o", capsize=3, **_style(n_drawn))
-        axes.annotate(
-            f"discard {s['n_discard']}", (speed, r["perplexity"]), (6, 6),
-            textcoords="offset points", fontsize=9,
+        s = record["settings"]
+        speed = speeds.get((s["n_ctx"], s["n_discard"], record["result"].get("placement")))
+        if s["policy"] == "sink" and s["n_keep"] == 4 and speed:
+            found.append((s["n_discard"], speed["result"]["speed"], _levels(record)))
+    found.sort(key=lambda point: _eviction(str(point[0])))
+    for at, (n_discard, speed, levels) in enumerate(found):
+        mean, interval = paired_interval(levels, found[0][2], seed=0, block=1)
+        cost, low, high = (math.expm1(nat) for nat in (mean, interval.low, interval.high))
+        axes.errorbar(
+            speed, cost, [[cost - low], [high - cost]], fmt="o", capsize=3,
+            label=f"discard {n_discard}", **_style(at),
         )  # fmt: skip
-        n_drawn += 1
+    axes.xaxis.set_major_formatter("{x:.1%}")
+    axes.yaxis.set_major_formatter("{x:+.2%}")
     axes.set_xlabel("speed, of plain decoding")
-    axes.set_ylabel("perplexity, with 95 %")
-    return n_drawn > 1
+    axes.set_ylabel("perplexity more than the first, with 95 %")
+    return len(found) > 1
+
+
+def _levels(record: Record) -> NDArray[np.float64]:
+    """Mean NLL of each stretch of a stream, in nat; NaN where nothing was scored."""
+    return np.array(record["result"]["curve"]["nll"], dtype=np.float64)
 
 
 def _speed(axes: Axes, records: Sequence[Record]) -> bool:
