@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from streamsink.closing import Closing
+from streamsink.header import read_header
 from streamsink.ledger import Evicted
 from streamsink.policy import SinkPolicy
 from streamsink.records import Event
 from streamsink.registry import resolve
 from streamsink.settings import CacheSettings
 from streamsink.stream import Stream
+from streamsink.trial import tried
 
 if TYPE_CHECKING:
     from streamsink.native.weights import Weights
@@ -36,6 +38,9 @@ class Model(Closing):
     ) -> Model:
         """Load a model.
 
+        A file that was never loaded before is tried in another process first (`streamsink.trial`):
+        llama.cpp answers some damaged files with an abort.
+
         Parameters
         ----------
         name_or_path : str or path
@@ -51,10 +56,11 @@ class Model(Closing):
         ModelError
             The file cannot be loaded.
         """
-        path = resolve(os.fspath(name_or_path))
+        header = read_header(Path(resolve(os.fspath(name_or_path))))
+        measured = tried(header)
         from streamsink.native.weights import Weights
 
-        return cls(Weights(Path(path), n_gpu_layers))
+        return cls(Weights(header.path, n_gpu_layers, header=header, measured=measured))
 
     @property
     def path(self) -> Path:
@@ -64,16 +70,16 @@ class Model(Closing):
     @property
     def description(self) -> str:
         """Family, size and quantisation in llama.cpp's words."""
-        return self._weights.description
+        return self._weights.traits.description
 
     @property
     def n_ctx_train(self) -> int:
         """Tokens of context that the model was trained on."""
-        return self._weights.n_ctx_train
+        return self._weights.traits.n_ctx_train
 
     def n_ctx_within(self, settings: CacheSettings) -> int:
         """Tokens of context that the model is good for under these settings' RoPE scaling."""
-        return self._weights.n_ctx_within(settings)
+        return self._weights.traits.n_ctx_within(settings)
 
     @property
     def bos(self) -> int | None:
@@ -110,7 +116,7 @@ class Model(Closing):
 
     def cell_bytes(self, cache_type_k: str = "f16", cache_type_v: str = "f16") -> float:
         """Bytes that one token takes in a cache of these types (all layers; an upper estimate)."""
-        return self._weights.cell_bytes(cache_type_k, cache_type_v)
+        return self._weights.traits.cell_bytes(cache_type_k, cache_type_v)
 
     def device_bytes(self) -> int | None:
         """Bytes in use on all GPUs together, by whatever process; None without a GPU."""

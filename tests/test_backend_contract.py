@@ -240,7 +240,7 @@ def test_a_shift_that_would_abort_is_refused(
     weights: Weights, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     able = Capabilities(1000, rotate=Verdict("impossible", "positions are M-RoPE's"))
-    monkeypatch.setattr(Weights, "capabilities", lambda *_, **__: able)
+    monkeypatch.setattr("streamsink.native.context.capabilities", lambda *_, **__: able)
     settings = CacheSettings(n_batch=N_BATCH, n_lanes=1, threads=1)
     context = NativeContext(weights, 48, settings, swa_full=False)
     context.decode(TEXT[:12], 0, MAIN, "last")

@@ -85,7 +85,7 @@ def test_files_that_are_no_models(tmp_path: Path, default_model: str) -> None:
     torn = tmp_path / "torn.gguf"
     with open(default_model, "rb") as whole:
         torn.write_bytes(whole.read(40_000_000))
-    for path, says in ((text, "not a GGUF"), (torn, "not within the file bounds")):
+    for path, says in ((text, "not a GGUF"), (torn, "is damaged: it is cut short")):
         done = run("generate", str(path), "-p", "x")
         assert done.returncode == 1
         assert says in done.stderr

@@ -45,7 +45,8 @@ class RunFolder:
         try:
             self.config: dict[str, Any] = json.loads((path / CONFIG).read_text("utf-8"))
         except (OSError, ValueError) as error:
-            raise UsageError(f"{path} is not the folder of a run: {error}") from None
+            why = getattr(error, "strerror", None) or error
+            raise UsageError(f"{path} is not the folder of a run: {CONFIG}: {why}") from None
 
     @classmethod
     def create(cls, path: Path, config: dict[str, Any]) -> RunFolder:

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import weakref
 from collections.abc import Sequence
 from typing import Literal
 
 import llama_cpp.llama_cpp as llama
 import numpy as np
-import psutil
 
 from streamsink.backend import MAIN, Capabilities, Logits, Sampler
-from streamsink.cache_types import CACHE_TYPES
 from streamsink.errors import (
     CacheError,
     CapabilityError,
@@ -26,11 +23,13 @@ from streamsink.errors import (
 from streamsink.memory import available_bytes, gib
 from streamsink.native import probe
 from streamsink.native.library import forget_errors, last_error
+from streamsink.native.params import context_params, flash_of, n_lanes_of
 from streamsink.native.sampler import NativeSampler
 from streamsink.native.vocabulary import NativeVocabulary
 from streamsink.native.weights import Weights
 from streamsink.sampling import Sampling
-from streamsink.settings import ROPE_SCALINGS, CacheSettings
+from streamsink.settings import CacheSettings
+from streamsink.traits import capabilities
 
 CELL_STEP = 256
 """llama.cpp rounds a cache up to whole steps, and computes attention over whole steps."""
@@ -73,30 +72,14 @@ class NativeContext:
         self, weights: Weights, n_ctx: int, settings: CacheSettings, *, swa_full: bool
     ) -> None:
         self._weights = weights
-        self._n_lanes_asked = settings.n_lanes if weights.n_swa == 0 else 1
+        swa = weights.traits.n_swa > 0
+        self._n_lanes_asked = n_lanes_of(settings, swa=swa)
         n_spare = self._n_lanes_asked - 1
-        flash = settings.flash_attn
-        if settings.needs_flash:
-            flash = True
-        elif flash is None and not weights.offloads:
-            flash = False
+        flash = flash_of(settings, offloads=weights.offloads)
         _check_memory(weights, n_ctx + n_spare, settings, flash=bool(flash))
-
-        params = llama.llama_context_default_params()
-        params.n_ctx = n_ctx + n_spare
-        params.n_batch = params.n_ubatch = settings.n_batch
-        params.n_seq_max = 2 + n_spare
-        params.n_threads = settings.threads or _cores()
-        params.n_threads_batch = settings.threads_batch or params.n_threads
-        params.flash_attn_type = -1 if flash is None else int(flash)
-        params.type_k = CACHE_TYPES[settings.cache_type_k].number
-        params.type_v = CACHE_TYPES[settings.cache_type_v].number
-        if settings.rope_scaling is not None:
-            params.rope_scaling_type = ROPE_SCALINGS.index(settings.rope_scaling)
-            params.rope_freq_scale = 1 / settings.rope_scale
-        params.kv_unified = True
-        params.swa_full = swa_full
-        params.no_perf = True
+        params = context_params(
+            n_ctx, settings, offloads=weights.offloads, swa=swa, swa_full=swa_full
+        )
         forget_errors()
         context = llama.llama_init_from_model(weights.handle, params)
         if not context:
@@ -114,7 +97,13 @@ class NativeContext:
         self.lane_order: probe.LaneOrder = "own last"
         self._n_rows = 0
         self._shifts = bool(llama.llama_memory_can_shift(self._memory))
-        self._capabilities = weights.capabilities(settings, swa_full=swa_full)
+        self._capabilities = capabilities(
+            weights.traits,
+            settings,
+            swa_full=swa_full,
+            shifts=self._shifts,
+            measured=weights.measured,
+        )
         self._compact_buffer = self._new_compact_buffer(n_ctx, settings)
         self._batch = _Batch(self._n_batch, self._n_sequences)
         self._single = _Batch(1, 1)
@@ -281,9 +270,10 @@ class NativeContext:
         self, n_ctx: int, settings: CacheSettings
     ) -> ctypes.Array[ctypes.c_uint8] | None:
         """Room for a full sequence; None where moving it is no gain."""
-        if self._weights.offloads or self._weights.n_swa or self._n_cells == self._n_cells_live:
+        traits = self._weights.traits
+        if self._weights.offloads or traits.n_swa or self._n_cells == self._n_cells_live:
             return None
-        cell = self._weights.cell_bytes(settings.cache_type_k, settings.cache_type_v)
+        cell = traits.cell_bytes(settings.cache_type_k, settings.cache_type_v)
         n_bytes = int(n_ctx * (cell + 64)) + 2**20
         if n_bytes > COMPACT_BYTES:
             return None
@@ -357,19 +347,13 @@ def _free(context: llama.llama_context_p, *batches: _Batch) -> None:
         llama.llama_batch_free(batch.native)
 
 
-def _cores() -> int:
-    """Physical cores that this process may use: hyper-threads slow llama.cpp down."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, min(psutil.cpu_count(logical=False) or 1, allowed or 1))
-
-
 def _check_memory(weights: Weights, n_cells: int, settings: CacheSettings, *, flash: bool) -> None:
     """Refuse a context that would drive the machine out of memory: Linux would kill the process."""
     if weights.offloads:
         return
-    cache = weights.cell_bytes(settings.cache_type_k, settings.cache_type_v) * n_cells
+    cache = weights.traits.cell_bytes(settings.cache_type_k, settings.cache_type_v) * n_cells
     # Without flash attention the scores of a whole batch stand in memory, in f32.
-    scores = 0 if flash else 4 * weights.n_head * min(settings.n_batch, n_cells) * n_cells
+    scores = 0 if flash else 4 * weights.traits.n_head * min(settings.n_batch, n_cells) * n_cells
     free = available_bytes()
     if cache + scores > 0.95 * free:
         fits = int(n_cells * 0.95 * free / (cache + scores))
