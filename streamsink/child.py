@@ -1,115 +1,183 @@
 """Work that may die: done in a process of its own, with limits of time and memory.
 
-llama.cpp answers a file that it did not expect with an abort as often as with an error, and an
-abort takes the whole process. A child's death is an answer.
+llama.cpp answers a file that it did not expect with an abort as often as with an error, and a chat
+template out of a file is a program. A child's death is an answer.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import queue
+import re
 import signal
 import subprocess
 import sys
+import tempfile
+import threading
+import weakref
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import IO, Any, TypeAlias
 
 from streamsink import errors
+from streamsink.closing import Closing
 from streamsink.errors import StreamsinkError
 
 Answer: TypeAlias = dict[str, Any]
 
-# No core file, no debugger called for a backtrace (ggml.c: ggml_print_backtrace).
-QUIET = {"GGML_NO_BACKTRACE": "1"}
+# No debugger is called for a backtrace (ggml.c: ggml_print_backtrace).
+QUIET = {"GGML_NO_BACKTRACE": "1", "PYTHONUTF8": "1"}
 # A trial needs no GPU, and a GPU's runtime takes long to start and reserves address space.
 NO_GPU = {"CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": "", "GGML_VK_VISIBLE_DEVICES": ""}
+
+# What an assertion says of where its source file lay when it was compiled.
+_FOLDERS = re.compile(r"\S*[/\\](?=[\w.-]+:\d+:)")
+
+DYING_SECONDS = 10.0
 
 
 class Died(Exception):
     """The child gave no answer; the text says what became of it."""
 
 
-def ask(
-    module: str, request: Answer, *, seconds: float, n_bytes: int | None, gpu: bool = False
-) -> Answer:
-    """Let a module answer a request in another process.
+class Child(Closing):
+    """A process that answers requests, one after another.
 
     Parameters
     ----------
     module : str
         Calls `serve` when run.
-    request : dict
-        What it is given; JSON.
-    seconds : float
-        How long it may take.
-    n_bytes : int or None
-        How much memory of its own it may take, on Linux; no limit where it may see a GPU, whose
-        driver reserves what it likes.
+    n_bytes : int, optional
+        How much memory of its own it may take, on Linux; see `limit`.
     gpu : bool
         Whether it may see the GPUs.
-
-    Raises
-    ------
-    StreamsinkError
-        What the module raised.
-    Died
-        It aborted, ran too long or took too much.
     """
-    environment = {**os.environ, **QUIET, **({} if gpu else NO_GPU)}
-    try:
-        done = subprocess.run(
-            [sys.executable, "-m", module],
-            input=json.dumps({"n_bytes": n_bytes, "request": request}),
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-            env=environment,
-            timeout=seconds,
+
+    def __init__(self, module: str, *, n_bytes: int | None = None, gpu: bool = False) -> None:
+        self._said: IO[str] = tempfile.TemporaryFile(  # noqa: SIM115 - closed by _end
+            "w+", encoding="utf-8", errors="replace"
         )
-    except subprocess.TimeoutExpired:
-        raise Died(f"no answer within {seconds:.0f} s") from None
-    try:
-        answer: Answer = json.loads(done.stdout)
-    except ValueError:
-        raise Died(_cause_of_death(done)) from None
-    if "error" in answer:
-        kind, text = answer["error"]
-        raise getattr(errors, kind, StreamsinkError)(text)
-    return answer
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", module, str(n_bytes or 0)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._said,
+            encoding="utf-8",
+            env={**os.environ, **QUIET, **({} if gpu else NO_GPU)},
+            start_new_session=True,  # Ctrl-C in a terminal is meant for the parent
+        )
+        self._answers: queue.SimpleQueue[str] = queue.SimpleQueue()
+        assert self._process.stdout is not None
+        threading.Thread(
+            target=_forward, args=(self._process.stdout, self._answers), daemon=True
+        ).start()
+        self._free = weakref.finalize(self, _end, self._process, self._said)
+
+    def ask(self, request: Answer, *, seconds: float) -> Answer:
+        """Let the child answer a request.
+
+        Raises
+        ------
+        StreamsinkError
+            What the module raised.
+        Died
+            It aborted, or took longer than that or more memory than it may: it is gone.
+        """
+        try:
+            assert self._process.stdin is not None
+            self._process.stdin.write(json.dumps(request) + "\n")
+            self._process.stdin.flush()
+            line = self._answers.get(timeout=seconds)
+        except queue.Empty:
+            self.close()
+            raise Died(f"no answer within {seconds:.0f} s") from None
+        except OSError:
+            line = ""
+        try:
+            answer: Answer = json.loads(line)
+        except ValueError:
+            raise Died(self._cause_of_death()) from None
+        if "error" in answer:
+            kind, text = answer["error"]
+            raise getattr(errors, kind, StreamsinkError)(text)
+        return answer
+
+    def _cause_of_death(self) -> str:
+        try:
+            code = self._process.wait(DYING_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            code = self._process.wait()
+        self._said.seek(0)
+        lines = [line.strip() for line in self._said.read().splitlines() if line.strip()]
+        told = next((line for line in lines if "GGML_ASSERT" in line or "what():" in line), "")
+        told = _FOLDERS.sub("", told or (lines[-1] if lines else ""))
+        if code >= 0:
+            return told or f"exit code {code}"
+        try:
+            name = signal.Signals(-code).name
+        except ValueError:
+            name = f"signal {-code}"
+        return f"{name}{': ' + told if told else ''}"
+
+    def close(self) -> None:
+        """End the process. Twice is fine."""
+        self._free()
 
 
-def _cause_of_death(done: subprocess.CompletedProcess[str]) -> str:
-    lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-    told = next((line for line in lines if "GGML_ASSERT" in line or "what():" in line), "")
-    told = told or (lines[-1] if lines else "")
-    if done.returncode >= 0:
-        return told or f"exit code {done.returncode}"
-    try:
-        name = signal.Signals(-done.returncode).name
-    except ValueError:
-        name = f"signal {-done.returncode}"
-    return f"{name}{': ' + told if told else ''}"
+def ask(
+    module: str,
+    request: Answer,
+    *,
+    seconds: float,
+    n_bytes: int | None = None,
+    gpu: bool = False,
+) -> Answer:
+    """Let a child of its own answer one request; see `Child`."""
+    with Child(module, n_bytes=n_bytes, gpu=gpu) as child:
+        return child.ask(request, seconds=seconds)
 
 
 def serve(answer: Callable[[Answer], Answer]) -> None:
-    """Read a request from stdin, keep to its limits, and write the answer to stdout."""
-    out = os.dup(1)
-    os.dup2(2, 1)  # what native code prints is no answer
-    given = json.load(sys.stdin)
-    _limit(given["n_bytes"])
-    try:
-        said = answer(given["request"])
-    except StreamsinkError as error:
-        said = {"error": [type(error).__name__, str(error)]}
-    with os.fdopen(out, "w", encoding="utf-8") as file:
-        json.dump(said, file)
+    """Be a child: read requests from stdin, a line each, and write the answers to stdout."""
+    limit(int(sys.argv[1]))
+    with os.fdopen(os.dup(1), "w", encoding="utf-8") as out:
+        os.dup2(2, 1)  # what native code prints is no answer
+        for line in sys.stdin:
+            try:
+                said = answer(json.loads(line))
+            except StreamsinkError as error:
+                said = {"error": [type(error).__name__, str(error)]}
+            out.write(json.dumps(said) + "\n")
+            out.flush()
 
 
-def _limit(n_bytes: int | None) -> None:
+def limit(n_bytes: int) -> None:
+    """Let this process take no more memory of its own than that, and leave no core file.
+
+    0 is no limit. Mapped files do not count.
+    """
     try:
         import resource
     except ImportError:  # Windows
         return
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    if n_bytes is not None and sys.platform == "linux":
+    if n_bytes and sys.platform == "linux":
         resource.setrlimit(resource.RLIMIT_DATA, (n_bytes, n_bytes))
+
+
+def _forward(lines: IO[str], to: queue.SimpleQueue[str]) -> None:
+    """Hand on what a child says, and an empty line when it is gone."""
+    for line in lines:
+        to.put(line)
+    to.put("")
+
+
+def _end(process: subprocess.Popen[str], said: IO[str]) -> None:
+    process.kill()
+    process.wait()
+    for pipe in (process.stdin, said):
+        if pipe is not None:
+            with contextlib.suppress(OSError):  # of what was not read any more
+                pipe.close()

@@ -49,6 +49,7 @@ SCALARS: dict[int, Number] = {
 # the number of its dimensions, its type and where it begins.
 LEAST_PAIR, LEAST_TENSOR, LEAST_STRING = 13, 24, 8
 
+_LENGTH = struct.Struct("<Q")
 _PART = re.compile(r"^(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf$")
 
 
@@ -209,8 +210,7 @@ class _Reader:
             raise self._damaged(f"{what} has type {kind}, which is none")
         kind = self._number("<I", what)
         if kind == STRING:
-            n = self._count(LEAST_STRING, f"strings in {what}")
-            return [self._string(what) for _ in range(n)]
+            return self._strings(self._count(LEAST_STRING, f"strings in {what}"), what)
         if kind not in SCALARS:
             raise self._damaged(f"{what} is an array of type {kind}, of which there is none")
         n = self._count(SCALARS[kind].itemsize, f"numbers in {what}")
@@ -239,6 +239,18 @@ class _Reader:
         text = self._data[self._at : self._at + n]
         self._at += n
         return text.decode("utf-8", "replace")
+
+    def _strings(self, n: int, what: str) -> list[str]:
+        """As `_string`, so many times; a vocabulary has a hundred thousand of them."""
+        data, at, end = self._data, self._at, len(self._data)
+        found = []
+        for _ in range(n):
+            start = at + _LENGTH.size
+            if start > end or (at := start + _LENGTH.unpack_from(data, start - 8)[0]) > end:
+                raise self._damaged(f"it ends within {what}")
+            found.append(data[start:at].decode("utf-8", "replace"))
+        self._at = at
+        return found
 
     def _numbers(self, dtype: Number, n: int, what: str) -> NDArray[np.generic]:
         n_bytes = n * dtype.itemsize
@@ -313,3 +325,7 @@ def _check_sizes(header: Header) -> None:
         largest = value.max() if isinstance(value, np.ndarray) and value.size else value
         if isinstance(largest, (int, np.integer)) and not 1 <= largest <= most:
             raise _damaged(header.path, f"{architecture}.{key} is {largest}, of 1 to {most}")
+    for key in ("layer_norm_epsilon", "layer_norm_rms_epsilon"):
+        epsilon = header.metadata.get(f"{architecture}.attention.{key}")
+        if isinstance(epsilon, float) and not 0 <= epsilon < 1:
+            raise _damaged(header.path, f"{architecture}.attention.{key} is {epsilon}")

@@ -20,6 +20,7 @@ from streamsink.trial import tried
 
 if TYPE_CHECKING:
     from streamsink.native.weights import Weights
+    from streamsink.traits import Traits
 
 N_CTX = 2048
 """Context of a stream that was not told another, bounded by the trained one."""
@@ -73,6 +74,11 @@ class Model(Closing):
         return self._weights.traits.description
 
     @property
+    def traits(self) -> Traits:
+        """What the model is like."""
+        return self._weights.traits
+
+    @property
     def n_ctx_train(self) -> int:
         """Tokens of context that the model was trained on."""
         return self._weights.traits.n_ctx_train
@@ -98,7 +104,7 @@ class Model(Closing):
     @property
     def chat_template(self) -> str:
         """The Jinja chat template of the file; '' where there is none."""
-        return self._weights.chat_template
+        return self._weights.traits.chat_template
 
     @property
     def special_texts(self) -> dict[str, str]:

@@ -5,21 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from streamsink import child
 from streamsink.backend import Capabilities
-from streamsink.errors import ModelError
-from streamsink.header import Header, read_header
 from streamsink.settings import CacheSettings
 from streamsink.traits import Traits, capabilities
-from streamsink.trial import UNMEASURED
+from streamsink.trial import Measured, dies
 
 SECONDS = 60.0
 MOST_BYTES = 8 * 2**30
 """Memory of its own that going through a load may take: vocabularies are large, weights are not."""
-CONTEXTS = (2048, 8192, 32768)
-CACHE_TYPES = ("f16", "q8_0", "q4_0")
+CONTEXTS = (2048, 8192, 32768, 131072)
+CACHE_TYPES = ("f16", "q8_0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,36 +51,20 @@ class Survey:
         Size of all files of the model.
     traits : Traits
         What the model is like.
-    swa_layers : tuple of int
-        Layers with a sliding window.
-    n_vocab : int
-        Tokens of the vocabulary.
-    bos, eos : int or None
-        Special tokens.
-    adds_bos : bool
-        Whether a text begins with BOS.
-    complaints : tuple of str
-        What llama.cpp finds odd in the vocabulary.
-    template : str
-        The chat template; empty where there is none.
     capabilities : Capabilities
         What a stream may do, sliding windows kept whole for rotation.
     needs : tuple of Need
         What contexts take.
+    gpu_bytes : int or None
+        Free memory of the GPUs that the layers go to; None where they stay with the CPU.
     """
 
     path: Path
     weight_bytes: int
     traits: Traits
-    swa_layers: tuple[int, ...]
-    n_vocab: int
-    bos: int | None
-    eos: int | None
-    adds_bos: bool
-    complaints: tuple[str, ...]
-    template: str
     capabilities: Capabilities
     needs: tuple[Need, ...]
+    gpu_bytes: int | None
 
     def kv_bytes(self, cache_type: str) -> float | None:
         """Bytes of cache that a token takes; None where contexts of two sizes were not made."""
@@ -97,7 +78,7 @@ class Survey:
 def survey(
     path: Path,
     settings: CacheSettings,
-    contexts: Sequence[int] = CONTEXTS,
+    contexts: Sequence[int] = (),
     n_gpu_layers: int | None = None,
 ) -> Survey:
     """Find out about a file.
@@ -109,7 +90,8 @@ def survey(
     settings : CacheSettings
         Settings of a stream; its types of cache are left aside.
     contexts : sequence of int
-        Tokens of context to find the need of, each with every type of `CACHE_TYPES`.
+        Tokens of context to find the need of, each with every type of `CACHE_TYPES`; without any,
+        `usual_contexts`.
     n_gpu_layers : int, optional
         See `Model.open`.
 
@@ -120,41 +102,35 @@ def survey(
     ModelError
         It is damaged, or llama.cpp cannot load it.
     """
-    header = read_header(path)
-    parts = header.parts()
     request = {
         "path": str(path),
         "n_gpu_layers": n_gpu_layers,
         "settings": asdict(settings),
-        "contexts": [(n, kind) for n in sorted({*contexts}) for kind in CACHE_TYPES],
+        "contexts": sorted({*contexts}),
+        "cache_types": CACHE_TYPES,
+        "n_bytes": MOST_BYTES,
     }
-    found = _ask(header, request)
-    traits = Traits(**{**found["traits"], "n_head_kv": tuple(found["traits"]["n_head_kv"])})
+    try:
+        found = child.ask("streamsink.native.survey", request, seconds=SECONDS, gpu=True)
+    except child.Died as death:
+        raise dies(path, death) from None
+    traits = Traits.from_dict(found["traits"])
     return Survey(
         path=path,
-        weight_bytes=sum(part.stat().st_size for part in parts),
+        weight_bytes=found["weight_bytes"],
         traits=traits,
-        swa_layers=tuple(found["swa_layers"]),
-        n_vocab=found["n_vocab"],
-        bos=found["bos"],
-        eos=found["eos"],
-        adds_bos=found["adds_bos"],
-        complaints=tuple(found["complaints"]),
-        template=found["template"],
         capabilities=capabilities(
-            traits, settings, swa_full=True, shifts=found["shifts"], measured=UNMEASURED
+            traits,
+            settings,
+            swa_full=True,
+            shifts=found["shifts"] or traits.n_swa > 0,
+            measured=Measured(**found["measured"]),
         ),
-        needs=tuple(Need(*need) for need in found["contexts"]),
+        needs=tuple(Need(*need) for need in found["needs"]),
+        gpu_bytes=found["gpu_bytes"],
     )
 
 
-def _ask(header: Header, request: dict[str, Any]) -> dict[str, Any]:
-    try:
-        return child.ask(
-            "streamsink.native.survey", request, seconds=SECONDS, n_bytes=MOST_BYTES, gpu=True
-        )
-    except child.Died as death:
-        raise ModelError(
-            f"llama.cpp cannot load {header.path}: it died in a trial ({death}); the file is "
-            "damaged, or of a kind that this llama.cpp cannot run"
-        ) from None
+def usual_contexts(n_ctx_train: int) -> list[int]:
+    """Tokens of context that people ask for, as far as the model was trained on them."""
+    return [n_ctx for n_ctx in CONTEXTS if n_ctx <= n_ctx_train] or [n_ctx_train]

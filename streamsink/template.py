@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
-from typing import Any, NoReturn, TypeAlias
+from typing import TypeAlias
 
-from jinja2 import TemplateError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-
+from streamsink.child import Child, Died
 from streamsink.errors import ModelError
+
+SECONDS = 5.0
+"""How long a template may take."""
+MOST_BYTES = 2**29
+"""How much memory it may take."""
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n"
@@ -26,7 +28,7 @@ _SYSTEM, _USER, _ANSWER, _NEXT = ("\ue000system", "\ue000user", "\ue000answer", 
 
 
 class ChatTemplate:
-    """A Jinja chat template, run in a sandbox.
+    """A Jinja chat template, run in a sandbox, in a process of its own.
 
     Parameters
     ----------
@@ -42,14 +44,10 @@ class ChatTemplate:
     """
 
     def __init__(self, source: str, special: dict[str, str]) -> None:
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-        environment.globals["raise_exception"] = _refuse
-        environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-        try:
-            self._template = environment.from_string(source or CHATML)
-        except TemplateError as error:
-            raise ModelError(f"the model's chat template cannot be read: {error}") from None
+        self._source = source or CHATML
         self._special = special
+        self._child = _renderer()
+        self._ask(None, False)
 
     def opening(self, system: str, user: str) -> tuple[list[Part], list[Part]]:
         """The text of the first turn up to where the answer begins: system block, and the rest.
@@ -59,7 +57,7 @@ class ChatTemplate:
         turn has a block that ends where the user's words begin.
         """
         head = [_message("system", _SYSTEM)] if system else []
-        whole = self._render([*head, _message("user", _USER)], True)
+        whole = self.render([*head, _message("user", _USER)], True)
         block = self._system_block(whole, given=bool(system))
         values = {_SYSTEM: system, _USER: user}
         return _parts(block, values), _parts(whole[len(block) :], values)
@@ -68,8 +66,8 @@ class ChatTemplate:
         before_user = whole.partition(_USER)[0]
         system = [_message("system", _SYSTEM)]
         try:
-            alone = self._render(system, False)
-            followed = self._render([*system, _message("user", _USER)], True)
+            alone = self.render(system, False)
+            followed = self.render([*system, _message("user", _USER)], True)
         except ModelError:
             alone = followed = ""
         if _SYSTEM not in alone or not followed.startswith(alone):
@@ -82,16 +80,42 @@ class ChatTemplate:
     def next_turn(self, user: str) -> list[Part]:
         """The text between the last word of an answer and the next answer."""
         turns = [_message("user", _USER), _message("assistant", _ANSWER), _message("user", _NEXT)]
-        after = self._render(turns, True).partition(_ANSWER)[2]
+        after = self.render(turns, True).partition(_ANSWER)[2]
         return _parts(after, {_NEXT: user})
 
-    def _render(self, messages: Sequence[dict[str, str]], add_generation_prompt: bool) -> str:
+    def render(self, messages: Sequence[dict[str, str]], add_generation_prompt: bool) -> str:
+        """The text of a conversation.
+
+        Parameters
+        ----------
+        messages : sequence of dict
+            Each with a ``role`` and a ``content``.
+        add_generation_prompt : bool
+            Whether the text goes on to where an answer begins.
+
+        Raises
+        ------
+        ModelError
+            The template fails, loops, or takes too much memory.
+        """
+        return self._ask(messages, add_generation_prompt)
+
+    def _ask(self, messages: Sequence[dict[str, str]] | None, add_generation_prompt: bool) -> str:
+        request = {
+            "source": self._source,
+            "special": self._special,
+            "messages": messages,
+            "add_generation_prompt": add_generation_prompt,
+        }
         try:
-            return self._template.render(
-                messages=messages, add_generation_prompt=add_generation_prompt, **self._special
-            )
-        except (TemplateError, TypeError, ValueError, RecursionError) as error:
-            raise ModelError(f"the model's chat template failed: {error}") from None
+            return str(self._child.ask(request, seconds=SECONDS)["text"])
+        except Died as death:
+            self._child = _renderer()
+            raise ModelError(f"the model's chat template failed: {death}") from None
+
+
+def _renderer() -> Child:
+    return Child("streamsink.rendering", n_bytes=MOST_BYTES)
 
 
 def _message(role: str, content: str) -> dict[str, str]:
@@ -108,7 +132,3 @@ def _parts(text: str, values: dict[str, str]) -> list[Part]:
             cut += [(before, special)] + ([(value, False), (after, True)] if found else [])
         parts = cut
     return [part for part in parts if part[0]]
-
-
-def _refuse(message: Any) -> NoReturn:
-    raise TemplateError(str(message))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from streamsink.backend import EXACT, Capabilities, Verdict
 from streamsink.cache_types import CACHE_TYPES
@@ -73,6 +73,18 @@ class Traits:
         Whether keys and values are kept as one latent vector.
     sinks : bool
         Whether the model has learned attention sinks of its own.
+    swa_layers : tuple of int
+        Layers with the sliding window.
+    n_vocab : int
+        Tokens of the vocabulary.
+    bos, eos : int or None
+        The tokens that begin and end a text.
+    adds_bos : bool
+        Whether a text is to begin with BOS.
+    chat_template : str
+        The Jinja template of a chat; empty where there is none.
+    complaints : tuple of str
+        What llama.cpp finds odd in the vocabulary.
     """
 
     architecture: str
@@ -101,6 +113,19 @@ class Traits:
     diffusion: bool
     mla: bool
     sinks: bool
+    swa_layers: tuple[int, ...]
+    n_vocab: int
+    bos: int | None
+    eos: int | None
+    adds_bos: bool
+    chat_template: str
+    complaints: tuple[str, ...]
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Traits:
+        """Traits that were written as JSON."""
+        lists = {key: tuple(value) for key, value in data.items() if isinstance(value, list)}
+        return cls(**{**data, **lists})
 
     def cell_bytes(self, type_k: str, type_v: str) -> float:
         """Bytes that one token takes in a cache of these types; an upper estimate."""

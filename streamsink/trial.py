@@ -57,15 +57,28 @@ def tried(header: Header) -> Measured:
         llama.cpp dies on it.
     """
     mark = _mark(header)
-    with contextlib.suppress(OSError, ValueError, TypeError):
-        return Measured(**json.loads(mark.read_text("utf-8")))
-    measured = _try(header)
-    with contextlib.suppress(OSError):  # a home that cannot be written to costs the time again
-        mark.parent.mkdir(parents=True, exist_ok=True)
-        part = mark.with_suffix(f".{os.getpid()}")
-        part.write_text(json.dumps(asdict(measured)), "utf-8")
-        part.replace(mark)
-    return measured
+    found = _read(mark)
+    if found is None:
+        found = _try(header)
+        with contextlib.suppress(OSError):  # a home that cannot be written to costs the time again
+            mark.parent.mkdir(parents=True, exist_ok=True)
+            part = mark.with_suffix(f".{os.getpid()}")
+            part.write_text(json.dumps(asdict(found)), "utf-8")
+            part.replace(mark)
+    return found
+
+
+def remembered(header: Header) -> Measured:
+    """What the trial of a file found, if there was one."""
+    return _read(_mark(header)) or UNMEASURED
+
+
+def dies(path: Path, death: child.Died) -> ModelError:
+    """The error that a file is on which llama.cpp died."""
+    return ModelError(
+        f"llama.cpp cannot load {path}: it died in a trial ({death}); the file is damaged, "
+        "or of a kind that this llama.cpp cannot run"
+    )
 
 
 def _try(header: Header) -> Measured:
@@ -78,11 +91,15 @@ def _try(header: Header) -> Measured:
             n_bytes=LEAST_BYTES + n_bytes,
         )
     except child.Died as death:
-        raise ModelError(
-            f"llama.cpp cannot load {header.path}: it died in a trial ({death}); the file is "
-            "damaged, or of a kind that this llama.cpp cannot run"
-        ) from None
+        raise dies(header.path, death) from None
     return Measured(**answer)
+
+
+def _read(mark: Path) -> Measured | None:
+    try:
+        return Measured(**json.loads(mark.read_text("utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
 
 
 def _mark(header: Header) -> Path:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from streamsink.errors import ModelError
@@ -94,14 +96,13 @@ def test_without_a_system_prompt_the_template_may_have_its_own(source: str, bloc
 @pytest.mark.parametrize("source", ["", CHATML_WITH_DEFAULT, LLAMA_3, GEMMA, MISTRAL])
 def test_turn_by_turn_is_the_whole_conversation(source: str) -> None:
     template = ChatTemplate(source, SPECIAL)
-    whole = template._template.render(
-        messages=[
+    whole = template.render(
+        [
             {"role": "user", "content": "Hi"},
             {"role": "assistant", "content": "Ho"},
             {"role": "user", "content": "And?"},
         ],
-        add_generation_prompt=True,
-        **SPECIAL,
+        True,
     )
     block, rest = template.opening("", "Hi")
     assert joined(block) + joined(rest) + "Ho" + joined(template.next_turn("And?")) == whole
@@ -141,3 +142,35 @@ def test_a_template_that_reaches_too_far(source: str) -> None:
 def test_a_template_that_is_none() -> None:
     with pytest.raises(ModelError, match="template"):
         ChatTemplate("{% for %}", SPECIAL)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+        "{% set a = 'x' * 10 ** 10 %}{{ a }}",
+        "{{ 'x' | center(10 ** 10) }}",
+        "{% set n = namespace(s='x') %}{% for i in range(60) %}"
+        "{% set n.s = n.s ~ n.s %}{% endfor %}{{ n.s | length }}",
+        "{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}",
+        "{{ 9 ** (9 ** 9) }}",
+    ],
+)
+def test_a_template_that_takes_for_ever(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streamsink.template.SECONDS", 1.0)
+    begun = time.monotonic()
+    with pytest.raises(ModelError, match="template failed"):
+        ChatTemplate(source, SPECIAL).render([], False)
+    assert time.monotonic() - begun < 10
+
+
+def test_after_a_template_that_failed_another_call_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streamsink.template.SECONDS", 3.0)
+    template = ChatTemplate(
+        "{% for m in messages %}{% for a in range(99999) %}{% for b in range(99999) %}"
+        "{% endfor %}{% endfor %}{% endfor %}done",
+        SPECIAL,
+    )
+    with pytest.raises(ModelError, match="no answer within 3 s"):
+        template.render([{"role": "user", "content": "Hi"}], False)
+    assert template.render([], False) == "done"

@@ -14,8 +14,16 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 from typer.core import TyperGroup
 
+from streamsink.advice import warnings
 from streamsink.cli.grouped import grouped
-from streamsink.cli.options import CacheOptions, EngineOptions, ModelName, discard_of, number
+from streamsink.cli.options import (
+    CacheOptions,
+    EngineOptions,
+    ModelName,
+    discard_of,
+    number,
+    warn,
+)
 from streamsink.errors import UsageError
 from streamsink.policy import LARGEST
 from streamsink.registry import DEFAULT_MODEL
@@ -286,12 +294,12 @@ def _setup(engine: EngineOptions, cache: CacheOptions) -> Setup:
 def _measure(context: typer.Context, model: str, plan: Plan, options: RunOptions) -> None:
     """Run a plan, or go on with one; then print it and draw its report."""
     from streamsink.bench import suite
-    from streamsink.bench.environment import identity
     from streamsink.bench.folder import RunFolder
     from streamsink.bench.plan import Plan
     from streamsink.bench.report import write_report
     from streamsink.cli import tables
     from streamsink.cli.progress import Bar
+    from streamsink.environment import identity
     from streamsink.model import Model
 
     resume, seed = options.resume, options.seed
@@ -307,6 +315,7 @@ def _measure(context: typer.Context, model: str, plan: Plan, options: RunOptions
         else:
             folder = _create(str(context.info_name), model, opened, plan, options)
             plan = Plan.from_dict(folder.config["plan"])
+        warn(warnings(opened.traits, plan.setup.cache))
         tasks = plan.tasks()
         try:
             with Bar(tasks, folder) as bar:
@@ -340,8 +349,8 @@ def _check_alone(context: typer.Context) -> None:
 def _create(kind: str, asked: str, model: Any, plan: Plan, options: RunOptions) -> RunFolder:
     from dataclasses import replace
 
-    from streamsink.bench.environment import environment, identity
     from streamsink.bench.folder import RunFolder
+    from streamsink.environment import environment, identity
 
     now = datetime.now(timezone.utc)
     path = options.out or Path("streamsink-runs") / f"{now:%Y-%m-%d-%H%M%S}-{kind}"

@@ -68,12 +68,10 @@ def chat(
     policy = memory.policy(model, default_keep="system")
     prompt = read_text("system-file", system_file) if system_file else system or ""
     sampling = sample.sampling()
-    with opened(model, policy, memory.ctx, engine, cache, log) as (loaded, stream):
+    with opened(model, policy, memory.ctx, engine, cache, log, chat=True) as (loaded, stream):
         from streamsink.chat import Chat
         from streamsink.template import ChatTemplate
 
-        if not loaded.chat_template:
-            typer.echo("streamsink: the model brings no chat template: ChatML is tried", err=True)
         template = ChatTemplate(loaded.chat_template, loaded.special_texts)
         conversation = Conversation(Chat(stream, template, prompt), sampling, max_tokens)
         if sys.stdin.isatty():

@@ -7,7 +7,7 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from streamsink import policy as policies
+from streamsink.advice import warnings
 from streamsink.errors import UsageError
 from streamsink.policy import SinkPolicy
 from streamsink.registry import entry_for, load_registry, resolve
@@ -233,8 +234,13 @@ def opened(
     engine: EngineOptions,
     cache: CacheOptions,
     log: LogOptions,
+    *,
+    chat: bool = False,
 ) -> Iterator[tuple[Model, Stream]]:
-    """Check everything that can be checked without a model, then load it and open a stream."""
+    """Check everything that can be checked without a model, then load it and open a stream.
+
+    What is odd about the model is told once.
+    """
     entry = entry_for(model)
     n_ctx = ctx if ctx is not None else (entry.n_ctx if entry and entry.n_ctx else N_CTX)
     policy.check(n_ctx)
@@ -252,7 +258,14 @@ def opened(
             with loaded.stream(
                 policy, n_ctx, on_event=on_event, **dataclasses.asdict(settings)
             ) as stream:
+                warn(warnings(loaded.traits, settings, n_ctx=n_ctx, chat=chat))
                 yield loaded, stream
+
+
+def warn(lines: Sequence[str]) -> None:
+    """Tell what is odd, on stderr."""
+    for line in lines:
+        typer.echo(f"streamsink: warning: {line}", err=True)
 
 
 @contextmanager

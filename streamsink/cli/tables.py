@@ -1,4 +1,4 @@
-"""Runs as tables: drawn in a terminal, lines of tabs elsewhere."""
+"""Tables: drawn in a terminal, lines of tabs elsewhere."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def show_run(folder: RunFolder) -> None:
         rows = [row for r in records if "skipped" not in r["result"] for row in rows_of(r)]
         if rows:
             _say([kind])
-            _show(columns, rows)
+            show(columns, rows)
         _say(
             f"not measured: {r['key']}: {r['result']['skipped']}"
             for r in records
@@ -39,7 +39,7 @@ def show_differences(differences: Sequence[Difference], as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps([dataclasses.asdict(one) for one in differences], indent=2))
         return
-    _show(
+    show(
         ("", "what", "measure", "A", "B", "B / A", "why"),
         [
             [
@@ -56,7 +56,8 @@ def show_differences(differences: Sequence[Difference], as_json: bool) -> None:
     )
 
 
-def _show(columns: Sequence[str], rows: Sequence[Row]) -> None:
+def show(columns: Sequence[str], rows: Sequence[Row]) -> None:
+    """Print a table: drawn in a terminal, lines of tabs elsewhere."""
     if not sys.stdout.isatty():
         for row in (columns, *rows):
             typer.echo("\t".join(row))

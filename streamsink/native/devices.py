@@ -1,18 +1,24 @@
-"""Accelerators that llama.cpp sees, by ggml's own registry (ggml-backend.h)."""
+"""Devices that llama.cpp sees, by ggml's own registry (ggml-backend.h)."""
 
 from __future__ import annotations
 
 import ctypes
+from dataclasses import dataclass
 
 from llama_cpp import _ggml
 
-GPU = 1  # ggml-backend.h: enum ggml_backend_dev_type
+KINDS = {0: "CPU", 1: "GPU", 2: "integrated GPU", 3: "accelerator"}
+"""ggml-backend.h: enum ggml_backend_dev_type."""
+GPU = 1
 
 _registry = _ggml.libggml
 _registry.ggml_backend_dev_count.restype = ctypes.c_size_t
 _registry.ggml_backend_dev_get.restype = ctypes.c_void_p
 _registry.ggml_backend_dev_get.argtypes = [ctypes.c_size_t]
 # A look-up in a library goes on in those that it is linked against: here libggml-base.
+for _name in ("ggml_backend_dev_name", "ggml_backend_dev_description"):
+    getattr(_registry, _name).restype = ctypes.c_char_p
+    getattr(_registry, _name).argtypes = [ctypes.c_void_p]
 _registry.ggml_backend_dev_type.argtypes = [ctypes.c_void_p]
 _registry.ggml_backend_dev_memory.restype = None
 _registry.ggml_backend_dev_memory.argtypes = [
@@ -22,16 +28,56 @@ _registry.ggml_backend_dev_memory.argtypes = [
 ]
 
 
-def used_bytes() -> int | None:
-    """Bytes in use on all GPUs together, by whatever process; None without a GPU."""
-    used: int | None = None
+@dataclass(frozen=True, slots=True)
+class Device:
+    """Something that llama.cpp can compute on.
+
+    Attributes
+    ----------
+    name, description : str
+        ggml's.
+    kind : str
+        CPU, GPU, integrated GPU or accelerator.
+    free_bytes, total_bytes : int
+        Its memory.
+    """
+
+    name: str
+    description: str
+    kind: str
+    free_bytes: int
+    total_bytes: int
+
+
+def devices() -> list[Device]:
+    """All devices of this build on this machine."""
+    found = []
     for at in range(_registry.ggml_backend_dev_count()):
         device = _registry.ggml_backend_dev_get(at)
-        if _registry.ggml_backend_dev_type(device) == GPU:
-            free, total = ctypes.c_size_t(), ctypes.c_size_t()
-            _registry.ggml_backend_dev_memory(device, ctypes.byref(free), ctypes.byref(total))
-            used = (used or 0) + total.value - free.value
-    return used
+        kind = int(_registry.ggml_backend_dev_type(device))
+        free, total = ctypes.c_size_t(), ctypes.c_size_t()
+        _registry.ggml_backend_dev_memory(device, ctypes.byref(free), ctypes.byref(total))
+        found.append(
+            Device(
+                _registry.ggml_backend_dev_name(device).decode("utf-8", "replace"),
+                _registry.ggml_backend_dev_description(device).decode("utf-8", "replace"),
+                KINDS.get(kind, f"type {kind}"),
+                free.value,
+                total.value,
+            )
+        )
+    return found
+
+
+def gpus() -> list[Device]:
+    """Devices with memory of their own."""
+    return [device for device in devices() if device.kind == KINDS[GPU]]
+
+
+def used_bytes() -> int | None:
+    """Bytes in use on all GPUs together, by whatever process; None without a GPU."""
+    found = gpus()
+    return sum(gpu.total_bytes - gpu.free_bytes for gpu in found) if found else None
 
 
 def build() -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+import re
 import tempfile
 from collections import deque
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ log.propagate = False
 _LEVELS = {1: logging.DEBUG, 2: logging.INFO, 3: logging.WARNING, 4: logging.ERROR}
 
 _errors: deque[str] = deque(maxlen=8)
+_heard: list[tuple[re.Pattern[str], list[str]]] = []
 
 
 @llama.llama_log_callback  # type: ignore[untyped-decorator]
@@ -31,6 +33,9 @@ def _on_log(level: int, text: bytes, _: Any) -> None:
         return
     if _LEVELS.get(level) == logging.ERROR:
         _errors.append(line)
+    for pattern, lines in _heard:
+        if pattern.search(line):
+            lines.append(line)
     log.log(_LEVELS.get(level, logging.DEBUG), "%s", line)
 
 
@@ -56,6 +61,22 @@ def last_error() -> str:
         if "failed to load model" not in line:
             return line.split(": ", 1)[-1]
     return _errors[-1].split(": ", 1)[-1] if _errors else ""
+
+
+@contextmanager
+def hearing(pattern: re.Pattern[str]) -> Iterator[list[str]]:
+    """Collect the lines of llama.cpp's log that a pattern is found in, while in the block."""
+    lines: list[str] = []
+    _heard.append((pattern, lines))
+    try:
+        yield lines
+    finally:
+        _heard.remove((pattern, lines))
+
+
+def has_said(text: str) -> bool:
+    """Whether an error line since `forget_errors` has this in it."""
+    return any(text in line for line in _errors)
 
 
 @contextmanager

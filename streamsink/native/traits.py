@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import re
 from collections.abc import Sequence
 from typing import cast
 
@@ -10,6 +11,7 @@ import llama_cpp.llama_cpp as llama
 import numpy as np
 
 from streamsink.header import Header
+from streamsink.native.vocabulary import NativeVocabulary
 from streamsink.traits import Positions, Rope, Traits
 
 # llama.h: enum llama_rope_type
@@ -30,18 +32,34 @@ TEMPERATURE_LENGTH = {"llama4": 8192}
 YARN_TENTHS = ("deepseek2", "deepseek32")
 """Whose files give a tenth of the multiplier (src/models/deepseek2.cpp)."""
 
+# llama-model.cpp: load_tensors; llama-vocab.cpp.
+_SWA_LAYER = re.compile(r"layer +(\d+) assigned to device \S+, is_swa = 1")
+_COMPLAINT = re.compile(
+    r"(missing pre-tokenizer type.*|unrecognized pre-tokenizer type.*|bad manual newline token.*"
+    r"|special_\w+ is not in special_eog_ids.*|model vocab missing.*)"
+)
+TOLD = re.compile(f"{_SWA_LAYER.pattern}|{_COMPLAINT.pattern}")
+"""What is listened for while a model is loaded."""
 
-def read_traits(model: llama.llama_model_p, header: Header) -> Traits:
+
+def read_traits(
+    model: llama.llama_model_p, vocabulary: NativeVocabulary, header: Header, lines: Sequence[str]
+) -> Traits:
     """Ask llama.cpp and the header about a model.
 
     Parameters
     ----------
     model : ctypes pointer
         A ``llama_model *``, its weights loaded or not.
+    vocabulary : NativeVocabulary
+        Its vocabulary.
     header : Header
         Of its file.
+    lines : sequence of str
+        What llama.cpp's log said while loading, of what `TOLD` is found in.
     """
     about = _About(header)
+    template = llama.llama_model_chat_template(model, None)
     n_layer = int(llama.llama_model_n_layer(model))
     n_head = int(llama.llama_model_n_head(model))
     n_head_kv = about.by_layer("attention.head_count_kv", n_layer)
@@ -83,6 +101,13 @@ def read_traits(model: llama.llama_model_p, header: Header) -> Traits:
         causal=bool(about.number("attention.causal", 1)),
         diffusion=bool(llama.llama_model_is_diffusion(model)),
         mla=about.has("attention.kv_lora_rank"),
+        swa_layers=tuple(layer for layer in map(int, _found(_SWA_LAYER, lines)) if layer < n_layer),
+        n_vocab=vocabulary.n_tokens,
+        bos=vocabulary.bos_token,
+        eos=vocabulary.eos_token,
+        adds_bos=bool(llama.llama_vocab_get_add_bos(vocabulary.handle)),
+        chat_template=template.decode("utf-8", "replace") if template else "",
+        complaints=tuple(sorted(set(_found(_COMPLAINT, lines)))),
         sinks=any(name.endswith(".attn_sinks.weight") for name in header.tensors),
     )
 
@@ -99,6 +124,10 @@ def _positions(about: _About, rope: Rope) -> Positions:
     if about.number("attention.max_alibi_bias", 0) > 0 or about.header.architecture in ALIBI:
         return "alibi"
     return "none" if rope == "none" else "rope"
+
+
+def _found(pattern: re.Pattern[str], lines: Sequence[str]) -> list[str]:
+    return [found for line in lines for found in pattern.findall(line)]
 
 
 class _About:

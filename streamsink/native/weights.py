@@ -9,9 +9,9 @@ import llama_cpp.llama_cpp as llama
 
 from streamsink.errors import ClosedError, ModelError
 from streamsink.header import Header, read_header
-from streamsink.native.library import forget_errors, last_error
+from streamsink.native.library import forget_errors, hearing, last_error
 from streamsink.native.params import model_params
-from streamsink.native.traits import read_traits
+from streamsink.native.traits import TOLD, read_traits
 from streamsink.native.vocabulary import NativeVocabulary
 from streamsink.trial import UNMEASURED, Measured
 
@@ -62,14 +62,15 @@ class Weights:
         params = model_params(n_gpu_layers)
         self.offloads = params.n_gpu_layers > 0
         forget_errors()
-        handle = llama.llama_model_load_from_file(str(path).encode(), params)
+        with hearing(TOLD) as lines:
+            handle = llama.llama_model_load_from_file(str(path).encode(), params)
         if not handle:
             raise ModelError(f"llama.cpp cannot load {path}: {last_error() or 'no reason given'}")
         self._handle: llama.llama_model_p | None = handle
         self._free = weakref.finalize(self, llama.llama_model_free, handle)
         self.vocabulary = NativeVocabulary(handle)
         # Asked once: a context with YaRN by option changes the answers (llama_init_from_model).
-        self.traits = read_traits(handle, header)
+        self.traits = read_traits(handle, self.vocabulary, header, lines)
 
     @property
     def handle(self) -> llama.llama_model_p:
@@ -83,12 +84,6 @@ class Weights:
         if self._handle is None:
             raise ClosedError("this model is closed: open it again with Model.open()")
         return self._handle
-
-    @property
-    def chat_template(self) -> str:
-        """The Jinja chat template of the file; '' where there is none."""
-        text = llama.llama_model_chat_template(self.handle, None)
-        return text.decode("utf-8", "replace") if text else ""
 
     def close(self) -> None:
         """Free the weights. Twice is fine."""

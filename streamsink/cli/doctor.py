@@ -1,0 +1,247 @@
+"""``streamsink doctor``: what a model allows and needs, and what this installation can do."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from streamsink.advice import warnings
+from streamsink.cli.grouped import grouped
+from streamsink.cli.options import EngineOptions, ModelName
+from streamsink.cli.tables import show
+from streamsink.errors import UsageError
+from streamsink.memory import available_bytes, gib
+from streamsink.registry import resolve
+
+if TYPE_CHECKING:
+    from streamsink.survey import Need, Survey
+
+ROOM = 0.9
+"""Part of the free memory that a recommended command may take."""
+
+
+@grouped
+def doctor(
+    model: ModelName = "",
+    ctx: Annotated[
+        str,
+        typer.Option(help="Contexts to find the memory of, comma-separated; the usual without."),
+    ] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="All that is known, as JSON.")] = False,
+    *,
+    engine: EngineOptions,
+) -> None:
+    """Say what a model allows and needs, without loading it; alone, what is installed here.
+
+    A model that cannot stream is told so, and the exit code is 1.
+    """
+    if not model:
+        _show_installation(as_json)
+        return
+    from streamsink.survey import survey
+
+    contexts = _contexts(ctx) if ctx else []
+    settings = engine.settings()
+    found = survey(Path(resolve(model)), settings, contexts, engine.gpu_layers)
+    free = available_bytes() if found.gpu_bytes is None else found.gpu_bytes
+    n_ctx = max(contexts, default=None)
+    advice = warnings(found.traits, settings, n_ctx=n_ctx, chat=True)
+    command = _command(model, found, free)
+    if as_json:
+        typer.echo(json.dumps(_record(found, free, advice, command), indent=2))
+    else:
+        _show_model(found, free)
+        typer.echo()
+        for line in advice:
+            typer.echo(f"warning: {line}")
+        if command:
+            typer.echo(f"recommended: {command}")
+    if command is None:
+        raise typer.Exit(1)
+
+
+def _contexts(text: str) -> list[int]:
+    contexts = [int(part) if part.strip().isdecimal() else 0 for part in text.split(",")]
+    if not all(16 <= n_ctx <= 2**24 for n_ctx in contexts):
+        raise UsageError(f"--ctx {text} is not possible: numbers from 16 on, comma-separated")
+    return sorted({*contexts})
+
+
+# -- a model --------------------------------------------------------------------------------------
+
+
+def _show_model(found: Survey, free: int) -> None:
+    show(("model", found.path.name), [[name, text] for name, text in _traits(found)])
+    typer.echo()
+    able = found.capabilities
+    if able.no_stream:
+        rows = [["no stream", able.no_stream]]
+    else:
+        verdicts = (("rotate", able.rotate), ("reanchor", able.reanchor))
+        rows = [
+            [name, verdict.level + (f": {verdict.why}" if verdict.why else "")]
+            for name, verdict in verdicts
+        ]
+    show(("placement", "verdict"), rows)
+    if found.needs:
+        typer.echo()
+        show(
+            ("n_ctx", "KV type", "cache", "scratch", "with weights", f"of {gib(free)} free"),
+            [
+                [
+                    f"{need.n_ctx:,}",
+                    need.cache_type,
+                    gib(need.cache_bytes),
+                    gib(need.scratch_bytes),
+                    gib(_total(found, need)),
+                    "fits" if _total(found, need) <= free else "too much",
+                ]
+                for need in found.needs
+            ],
+        )
+
+
+def _traits(found: Survey) -> list[tuple[str, str]]:
+    """Names and texts of what a model is like, without what it has not."""
+    t = found.traits
+    rope = t.rope if t.scaling == "none" else f"{t.rope}, {t.scaling} x {t.scale:g}"
+    kind = {
+        "recurrent": t.recurrent,
+        "hybrid": t.hybrid,
+        "encoder": t.encoder,
+        "MLA": t.mla,
+        "learned sinks": t.sinks,
+        "diffusion": t.diffusion,
+        "sees later tokens": not t.causal,
+    }
+    from streamsink.settings import USUAL
+
+    gain = t.shift_gain(USUAL)
+    kv = {name: found.kv_bytes(name) for name in dict.fromkeys(n.cache_type for n in found.needs)}
+    rows = {
+        "architecture": f"{t.architecture} ({t.description})",
+        "weights": gib(found.weight_bytes),
+        "trained context": f"{t.n_ctx_train:,}"
+        + (f", {t.n_ctx_unscaled:,} before scaling" if t.n_ctx_unscaled != t.n_ctx_train else ""),
+        "positions": t.positions + (f" ({rope})" if t.positions == "rope" else ""),
+        "gain of a K-shift": "" if abs(gain - 1) < 1e-6 else f"{gain:.4g}",
+        "layers": str(t.n_layer),
+        "sliding window": t.n_swa and f"{t.n_swa:,} in layers {_ranges(t.swa_layers)}",
+        "kind": ", ".join(name for name, is_so in kind.items() if is_so),
+        "heads": f"{t.n_head}, keys and values {_few(t.n_head_kv)}, of {t.n_key} dimensions",
+        "KV bytes a token": ", ".join(f"{name} {size:,.0f}" for name, size in kv.items() if size),
+        "vocabulary": f"{t.n_vocab:,}, BOS {_token(t.bos)}, EOS {_token(t.eos)}",
+        "chat template": f"{len(t.chat_template):,} characters" if t.chat_template else "none",
+    }
+    return [(name, str(text)) for name, text in rows.items() if text]
+
+
+def _few(numbers: tuple[int, ...]) -> str:
+    return "/".join(map(str, dict.fromkeys(numbers))) or "0"
+
+
+def _token(token: int | None) -> str:
+    return "none" if token is None else str(token)
+
+
+def _ranges(layers: tuple[int, ...]) -> str:
+    """Numbers with runs drawn together: 0-4, 6-10."""
+    parts: list[list[int]] = []
+    for layer in layers:
+        if parts and layer == parts[-1][-1] + 1:
+            parts[-1][1:] = [layer]
+        else:
+            parts.append([layer])
+    return ", ".join("-".join(map(str, part)) for part in parts)
+
+
+def _total(found: Survey, need: Need) -> int:
+    return found.weight_bytes + need.cache_bytes + need.scratch_bytes
+
+
+def _command(model: str, found: Survey, free: int) -> str | None:
+    """The command line to begin with; None where there is none."""
+    able = found.capabilities
+    levels = {able.rotate.level, able.reanchor.level}
+    if able.no_stream or "exact" not in levels:
+        return None
+    fitting = [
+        need
+        for need in found.needs
+        if _total(found, need) <= ROOM * free and need.n_ctx <= able.n_ctx_train
+    ]
+    words = ["streamsink", "chat", model]
+    if fitting:
+        # The types stand in the order of their precision: a larger context counts more.
+        best = max(fitting, key=lambda need: need.n_ctx)
+        words += ["--ctx", str(best.n_ctx)]
+        if best.cache_type != "f16":
+            words += ["--cache-type-k", best.cache_type, "--cache-type-v", best.cache_type]
+    return shlex.join(words)
+
+
+def _record(found: Survey, free: int, advice: list[str], command: str | None) -> dict[str, Any]:
+    able = found.capabilities
+    return {
+        "path": str(found.path),
+        "weight_bytes": found.weight_bytes,
+        "free_bytes": free,
+        "traits": asdict(found.traits),
+        "no_stream": able.no_stream or None,
+        "placements": {
+            "rotate": able.rotate._asdict(),
+            "reanchor": able.reanchor._asdict(),
+        },
+        "needs": [asdict(need) for need in found.needs],
+        "warnings": advice,
+        "recommended": command,
+    }
+
+
+# -- the installation -----------------------------------------------------------------------------
+
+
+def _show_installation(as_json: bool) -> None:
+    from streamsink.environment import environment
+    from streamsink.native import amx
+    from streamsink.native.devices import devices
+
+    about = environment()
+    found = devices()
+    notes = []
+    if amx.is_broken():
+        notes.append(
+            "this build's AMX code was spoiled by its compiler, and weights are not packed for "
+            "it: rebuild with GCC 15, or by scripts/run of streamsink's sources"
+        )
+    if as_json:
+        typer.echo(
+            json.dumps(
+                {**about, "devices": [asdict(device) for device in found], "warnings": notes},
+                indent=2,
+            )
+        )
+        return
+    used = about["llama_cpp_features"].replace(" = 1", "").replace(" | ", ", ")
+    rows = [
+        ["streamsink", about["streamsink"]],
+        ["llama-cpp-python", f"{about['llama_cpp_python']} ({about['llama_cpp']})"],
+        ["built with", used],
+        ["Python", f"{about['python']}, NumPy {about['numpy']}"],
+        ["machine", f"{about['cpu']}, {about['system']}"],
+        ["threads", f"{about['cores']} cores, {about['threads_allowed']} threads allowed"],
+        ["memory", f"{gib(about['memory_bytes'])}, {gib(available_bytes())} free"],
+    ]
+    show(("installation", ""), rows)
+    typer.echo()
+    show(
+        ("device", "kind", "memory", "free", "description"),
+        [[d.name, d.kind, gib(d.total_bytes), gib(d.free_bytes), d.description] for d in found],
+    )
+    for note in notes:
+        typer.echo(f"warning: {note}")
