@@ -314,17 +314,18 @@ def _check_vocabulary(header: Header) -> None:
 def _check_sizes(header: Header) -> None:
     """Check numbers by which llama.cpp divides, or of which it makes as many of something."""
     architecture = header.architecture
-    for key, most in (
-        ("block_count", 2**16),
-        ("embedding_length", 2**24),
-        ("attention.head_count", 2**16),
-        ("context_length", 2**31 - 1),
+    for key, least, most in (
+        ("block_count", 1, 2**16),
+        ("embedding_length", 1, 2**24),
+        ("attention.head_count", 0, 2**16),  # recurrent models have none
+        ("context_length", 1, 2**31 - 1),
     ):
         value = header.metadata.get(f"{architecture}.{key}")
         # By layer, some may have none (hybrid models).
         largest = value.max() if isinstance(value, np.ndarray) and value.size else value
-        if isinstance(largest, (int, np.integer)) and not 1 <= largest <= most:
-            raise _damaged(header.path, f"{architecture}.{key} is {largest}, of 1 to {most}")
+        if isinstance(largest, (int, np.integer)) and not least <= largest <= most:
+            why = f"{architecture}.{key} is {largest}, of {least} to {most}"
+            raise _damaged(header.path, why)
     for key in ("layer_norm_epsilon", "layer_norm_rms_epsilon"):
         epsilon = header.metadata.get(f"{architecture}.attention.{key}")
         if isinstance(epsilon, float) and not 0 <= epsilon < 1:

@@ -199,8 +199,8 @@ def _layers(model: TinyModel) -> list[dict[str, Floats]]:
     ]
 
 
-def _rotations(c: TinyConfig, positions: Ints) -> Complexes:
-    """RoPE as complex factors, one per position and pair; (n, head_dim / 2).
+def rope_speeds(c: TinyConfig) -> tuple[Floats, float]:
+    """How far RoPE turns each pair a position, in radian, and by what it lengthens q and k.
 
     Pair j turns by ``position * base ** (-2 j / head_dim)`` (arXiv 2104.09864, eq. 15). Linear
     scaling divides that by the factor. YaRN divides the slow pairs only, with a ramp between the
@@ -210,7 +210,7 @@ def _rotations(c: TinyConfig, positions: Ints) -> Complexes:
     code (``find_correction_range``).
     """
     pairs = np.arange(c.head_dim // 2)
-    speed = c.rope_freq_base ** (-2.0 * pairs / c.head_dim)  # radian per position
+    speed = c.rope_freq_base ** (-2.0 * pairs / c.head_dim)
     gain = 1.0
     if c.rope_scaling == "linear":
         speed = speed / c.rope_factor
@@ -225,6 +225,12 @@ def _rotations(c: TinyConfig, positions: Ints) -> Complexes:
         slow = np.clip((pairs - low) / max(high - low, 1e-3), 0.0, 1.0)
         speed = speed * (1 - slow) + speed / c.rope_factor * slow
         gain = 0.1 * np.log(c.rope_factor) + 1.0
+    return speed, gain
+
+
+def _rotations(c: TinyConfig, positions: Ints) -> Complexes:
+    """RoPE as complex factors, one per position and pair; (n, head_dim / 2)."""
+    speed, gain = rope_speeds(c)
     angles = np.multiply.outer(positions, speed)
     return gain * (np.cos(angles) + 1j * np.sin(angles))
 

@@ -10,6 +10,7 @@ import psutil
 from streamsink.cache_types import CACHE_TYPES
 from streamsink.native import amx
 from streamsink.settings import ROPE_SCALINGS, CacheSettings
+from streamsink.traits import Traits
 
 ALL_LAYERS = 999
 
@@ -26,7 +27,7 @@ def model_params(n_gpu_layers: int | None) -> llama.llama_model_params:
 
 
 def context_params(
-    n_ctx: int, settings: CacheSettings, *, offloads: bool, swa: bool, swa_full: bool
+    n_ctx: int, settings: CacheSettings, traits: Traits, *, offloads: bool, swa_full: bool
 ) -> llama.llama_context_params:
     """How a context is made.
 
@@ -36,19 +37,21 @@ def context_params(
         Live tokens that the cache must hold.
     settings : CacheSettings
         The batch is also the physical one, so that a decode is one piece and fails as one.
+    traits : Traits
+        The model.
     offloads : bool
         Whether layers are on a GPU.
-    swa : bool
-        Whether some layers have a sliding window: they have no lanes.
     swa_full : bool
-        Whether those keep all cells, as a rotation needs.
+        Whether sliding-window layers keep all cells, as a rotation needs.
     """
     params = llama.llama_context_default_params()
-    n_spare = n_lanes_of(settings, swa=swa) - 1
+    n_lanes = n_lanes_of(n_ctx, settings, traits)
     flash = flash_of(settings, offloads=offloads)
-    params.n_ctx = n_ctx + n_spare
-    params.n_batch = params.n_ubatch = settings.n_batch
-    params.n_seq_max = 2 + n_spare
+    params.n_ctx = n_ctx + n_lanes - 1
+    params.n_seq_max = 1 + n_lanes
+    # llama.cpp reserves a row of logits for every sequence, and aborts the process where a batch
+    # has no room for them (llama-context.cpp: output_reserve).
+    params.n_batch = params.n_ubatch = max(settings.n_batch, params.n_seq_max)
     params.n_threads = settings.threads or _cores()
     params.n_threads_batch = settings.threads_batch or params.n_threads
     params.flash_attn_type = -1 if flash is None else int(flash)
@@ -63,9 +66,18 @@ def context_params(
     return params
 
 
-def n_lanes_of(settings: CacheSettings, *, swa: bool) -> int:
-    """Lanes of a context; a sliding window has none."""
-    return 1 if swa else settings.n_lanes
+def n_lanes_of(n_ctx: int, settings: CacheSettings, traits: Traits) -> int:
+    """Lanes of a context: as many as a batch has tokens for.
+
+    A sliding window has none, and a recurrent state cannot be divided into lanes.
+    """
+    if traits.n_swa or traits.hybrid:
+        return 1
+    n_lanes = max(1, min(settings.n_lanes, settings.n_batch - 1))
+    if traits.scaling == "longrope" and n_ctx <= traits.n_ctx_unscaled:
+        # One cell more, and llama.cpp takes the factors of long contexts (get_rope_factors).
+        n_lanes = min(n_lanes, 1 + traits.n_ctx_unscaled - n_ctx)
+    return n_lanes
 
 
 def flash_of(settings: CacheSettings, *, offloads: bool) -> bool | None:

@@ -63,9 +63,7 @@ def answer(request: Answer) -> Answer:
         for n_ctx, cache_type in product(contexts, request["cache_types"]):
             types = {"cache_type_k": cache_type, "cache_type_v": cache_type}
             settings = CacheSettings(**{**request["settings"], **types})
-            context = context_params(
-                n_ctx, settings, offloads=offloads, swa=traits.n_swa > 0, swa_full=False
-            )
+            context = context_params(n_ctx, settings, traits, offloads=offloads, swa_full=False)
             with hearing(_SIZES) as lines:
                 shifts = _can_shift(model, context) or shifts
             if lines:

@@ -36,21 +36,21 @@ def answer(request: Answer) -> Answer:
     context = NativeContext(weights, n_ctx, SETTINGS, swa_full=True)
     measured = Measured()
     if not context.capabilities.no_stream:
-        measured = _measure(context, vocabulary.n_tokens)
+        measured = _measure(context, vocabulary.n_tokens, hybrid=weights.traits.hybrid)
     context.close()
     weights.close()
     return asdict(measured)
 
 
-def _measure(context: NativeContext, n_vocab: int) -> Measured:
+def _measure(context: NativeContext, n_vocab: int, *, hybrid: bool) -> Measured:
     # Arbitrary tokens: all that matters is that they differ.
     tokens = [(17 + 7919 * at) % n_vocab for at in range(N_TOKENS)]
     near = _logits(context, tokens, 0)
     far = _logits(context, tokens, FAR)
     spread = float(far.std()) or 1.0
     place = _rms(near - far) / spread
-    if context.capabilities.rotate.level == "impossible":
-        return Measured(place=place)
+    if hybrid or context.capabilities.rotate.level == "impossible":
+        return Measured(place=place)  # a recurrent state cannot take a token back
     return Measured(shift=_rms(_shifted(context, tokens) - far) / spread, place=place)
 
 
