@@ -26,8 +26,9 @@ from streamsink.errors import StreamsinkError
 
 Answer: TypeAlias = dict[str, Any]
 
-# No debugger is called for a backtrace (ggml.c: ggml_print_backtrace).
-QUIET = {"GGML_NO_BACKTRACE": "1", "PYTHONUTF8": "1"}
+# No debugger is called for a backtrace (ggml.c: ggml_print_backtrace), and threads that wait do not
+# keep a core: on a busy machine that makes seconds of milliseconds.
+QUIET = {"GGML_NO_BACKTRACE": "1", "OMP_WAIT_POLICY": "passive", "PYTHONUTF8": "1"}
 # A trial needs no GPU, and a GPU's runtime takes long to start and reserves address space.
 NO_GPU = {"CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": "", "GGML_VK_VISIBLE_DEVICES": ""}
 

@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeAlias
 
 from streamsink.backend import EXACT, Capabilities, Verdict
 from streamsink.cache_types import CACHE_TYPES
+from streamsink.errors import CapabilityError
 from streamsink.settings import CacheSettings
 from streamsink.trial import FAR, Measured
 
@@ -30,6 +31,8 @@ on SmolLM2-135M Q4_1 and Q8_0, and 1.1 to 2.1 with YaRN x 4."""
 EXACT_TOLERANCE, NOISES = 0.02, 10
 """The same where rounding is less: in F32 it is 1e-6, and layers without RoPE make 0.16 and more
 (SmolLM3, Cohere2). What a mere change of place does is the measure of rounding."""
+BLOCK = 32
+"""Elements of a block of every quantised type of cache (ggml-common.h)."""
 GAIN_TOLERANCE = 1e-6
 """A gain this near to 1 is one, in f32."""
 
@@ -156,6 +159,28 @@ class Traits:
         own = multiplier if multiplier and self.architecture == "deepseek2" else 1.0
         logarithm = 0.1 * math.log(scale)
         return self.attention_factor * (1 + own * logarithm) / (1 + multiplier * logarithm)
+
+
+def check_types(traits: Traits, settings: CacheSettings) -> None:
+    """Refuse keys and values that a type's blocks cannot hold head by head.
+
+    llama.cpp checks it under flash attention only (llama-context.cpp: llama_init_from_model), and
+    reads across the blocks, or aborts, without.
+
+    Raises
+    ------
+    CapabilityError
+        A head is no whole number of blocks.
+    """
+    for option, name, what, size in (
+        ("k", settings.cache_type_k, "keys", traits.n_key),
+        ("v", settings.cache_type_v, "values", traits.n_value),
+    ):
+        if CACHE_TYPES[name].quantised and size % BLOCK:
+            raise CapabilityError(
+                f"--cache-type-{option} {name} is not possible on this model: its {what} have "
+                f"{size} dimensions, and {name} goes by {BLOCK}; use f16"
+            )
 
 
 def capabilities(

@@ -322,10 +322,23 @@ def test_an_approximate_placement_is_taken_by_force_only(tokens: list[int], tmp_
             assert stream.stats.placement == "reanchor"
 
 
-def test_an_impossible_placement_is_refused_to_force_too(model: Model) -> None:
+def test_an_impossible_placement_is_refused_to_force_too(model: Model, tmp_path: Path) -> None:
     # llama.cpp's K-shift would end the process.
-    with pytest.raises(CapabilityError, match="cannot shift q8_0 keys of 16"):
-        model.stream(SinkPolicy(N_KEEP, 1, "rotate", force=True), N_CTX, "q8_0")
+    with pytest.raises(CapabilityError, match="cannot shift bf16 keys"):
+        model.stream(SinkPolicy(N_KEEP, 1, "rotate", force=True), N_CTX, "bf16")
+    path = TinyModel.create(n_head=2, n_head_kv=2).write(tmp_path / "heads-of-32.gguf")
+    with (
+        Model(Weights(path)) as other,
+        pytest.raises(CapabilityError, match="cannot shift q8_0 keys of 32"),
+    ):
+        other.stream(SinkPolicy(N_KEEP, 1, "rotate", force=True), N_CTX, "q8_0")
+
+
+def test_types_that_do_not_fit_the_heads(model: Model) -> None:
+    with pytest.raises(CapabilityError, match=r"--cache-type-k q8_0 .* 16 dimensions"):
+        model.stream(SinkPolicy(N_KEEP), N_CTX, "q8_0")
+    with pytest.raises(CapabilityError, match=r"--cache-type-v q4_0 .* 16 dimensions"):
+        model.stream(SinkPolicy(N_KEEP), N_CTX, "f16", "q4_0")
 
 
 @pytest.mark.parametrize("scaling", ["linear", "yarn"])

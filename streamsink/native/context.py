@@ -29,7 +29,7 @@ from streamsink.native.vocabulary import NativeVocabulary
 from streamsink.native.weights import Weights
 from streamsink.sampling import Sampling
 from streamsink.settings import CacheSettings
-from streamsink.traits import capabilities
+from streamsink.traits import capabilities, check_types
 
 CELL_STEP = 256
 """llama.cpp rounds a cache up to whole steps, and computes attention over whole steps."""
@@ -66,19 +66,21 @@ class NativeContext:
         llama.cpp cannot make the context.
     MemoryBudgetError
         The context does not fit into memory.
+    CapabilityError
+        The model's keys or values cannot be of these types.
     """
 
     def __init__(
         self, weights: Weights, n_ctx: int, settings: CacheSettings, *, swa_full: bool
     ) -> None:
         self._weights = weights
-        swa = weights.traits.n_swa > 0
-        self._n_lanes_asked = n_lanes_of(settings, swa=swa)
+        check_types(weights.traits, settings)
+        self._n_lanes_asked = n_lanes_of(n_ctx, settings, weights.traits)
         n_spare = self._n_lanes_asked - 1
         flash = flash_of(settings, offloads=weights.offloads)
         _check_memory(weights, n_ctx + n_spare, settings, flash=bool(flash))
         params = context_params(
-            n_ctx, settings, offloads=weights.offloads, swa=swa, swa_full=swa_full
+            n_ctx, settings, weights.traits, offloads=weights.offloads, swa_full=swa_full
         )
         forget_errors()
         context = llama.llama_init_from_model(weights.handle, params)
@@ -91,7 +93,7 @@ class NativeContext:
         self._memory = llama.llama_get_memory(context)
         self._n_cells_live = -(-n_ctx // CELL_STEP) * CELL_STEP
         self._n_cells = int(llama.llama_n_ctx(context))
-        self._n_batch = int(llama.llama_n_batch(context))
+        self._n_batch = min(settings.n_batch, int(llama.llama_n_batch(context)))
         self._n_sequences = 2 + n_spare
         self._n_lanes: int | None = None
         self.lane_order: probe.LaneOrder = "own last"
