@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from streamsink.settings import CacheSettings
-from streamsink.traits import Traits
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from streamsink.settings import CacheSettings
+    from streamsink.traits import Traits
 
 
 def warnings(
