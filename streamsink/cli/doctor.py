@@ -13,7 +13,7 @@ import typer
 from streamsink.advice import warnings
 from streamsink.cli.grouped import grouped
 from streamsink.cli.options import EngineOptions, ModelName
-from streamsink.cli.tables import show
+from streamsink.cli.table import show
 from streamsink.errors import UsageError
 from streamsink.memory import available_bytes, gib
 from streamsink.registry import resolve

@@ -1,21 +1,18 @@
-"""Tables: drawn in a terminal, lines of tabs elsewhere."""
+"""Runs of benchmarks as tables."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from collections.abc import Sequence
 from typing import Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from streamsink.bench.compare import Difference
 from streamsink.bench.folder import RunFolder
-from streamsink.bench.rows import KINDS, Row, circumstances
+from streamsink.bench.rows import KINDS, circumstances
+from streamsink.cli.table import show
 
 
 def show_run(folder: RunFolder) -> None:
@@ -54,20 +51,6 @@ def show_differences(differences: Sequence[Difference], as_json: bool) -> None:
             for one in differences
         ],
     )
-
-
-def show(columns: Sequence[str], rows: Sequence[Row]) -> None:
-    """Print a table: drawn in a terminal, lines of tabs elsewhere."""
-    if not sys.stdout.isatty():
-        for row in (columns, *rows):
-            typer.echo("\t".join(row))
-        return
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for at, column in enumerate(columns):
-        table.add_column(column, no_wrap=at == 0)
-    for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
-    Console().print(table)
 
 
 def _say(lines: Any) -> None:
