@@ -280,9 +280,9 @@ def compare(
     """Put two runs side by side; what matters is marked with a star."""
     from streamsink.bench.compare import compare as differences
     from streamsink.bench.folder import RunFolder
-    from streamsink.cli import tables
+    from streamsink.cli import runs
 
-    tables.show_differences(differences(RunFolder(a), RunFolder(b)), as_json)
+    runs.show_differences(differences(RunFolder(a), RunFolder(b)), as_json)
 
 
 def _setup(engine: EngineOptions, cache: CacheOptions) -> Setup:
@@ -297,7 +297,7 @@ def _measure(context: typer.Context, model: str, plan: Plan, options: RunOptions
     from streamsink.bench.folder import RunFolder
     from streamsink.bench.plan import Plan
     from streamsink.bench.report import write_report
-    from streamsink.cli import tables
+    from streamsink.cli import runs
     from streamsink.cli.progress import Bar
     from streamsink.environment import identity
     from streamsink.model import Model
@@ -332,7 +332,7 @@ def _measure(context: typer.Context, model: str, plan: Plan, options: RunOptions
     if options.json:
         typer.echo(json.dumps({**folder.config, "results": list(folder.records())}, indent=2))
     else:
-        tables.show_run(folder)
+        runs.show_run(folder)
     for remark in [*remarks, f"the report is {folder.path / 'report.html'}"]:
         typer.echo(f"streamsink: {remark}", err=True)
 
