@@ -47,9 +47,12 @@ def answer(request: Answer) -> Answer:
     weight_bytes = sum(part.stat().st_size for part in header.parts())
     params = model_params(request["n_gpu_layers"])
     offloads = params.n_gpu_layers > 0
-    if hasattr(params, "no_alloc"):
+    simulates = hasattr(params, "no_alloc")
+    if simulates:
         params.no_alloc = True
         params.load_mode = NO_SPECIAL_LOADING
+    else:  # llama-cpp-python of old: the file is mapped, and contexts are left out
+        params.use_extra_bufts = False
     forget_errors()
     with hearing(TOLD) as lines:
         model = llama.llama_model_load_from_file(str(header.path).encode(), params)
@@ -57,9 +60,9 @@ def answer(request: Answer) -> Answer:
         why = last_error() or "no reason given"
         raise ModelError(f"llama.cpp cannot load {header.path}: {why}")
     traits = read_traits(model, NativeVocabulary(model), header, lines)
-    shifts, needs = False, []
+    shifts, needs = not simulates, []
     contexts = request["contexts"] or usual_contexts(traits.n_ctx_train)
-    if traits.decoder and not traits.encoder:
+    if simulates and traits.decoder and not traits.encoder:
         for n_ctx, cache_type in product(contexts, request["cache_types"]):
             types = {"cache_type_k": cache_type, "cache_type_v": cache_type}
             settings = CacheSettings(**{**request["settings"], **types})

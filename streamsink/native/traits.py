@@ -99,7 +99,7 @@ def read_traits(
         encoder=bool(llama.llama_model_has_encoder(model)),
         decoder=bool(llama.llama_model_has_decoder(model)),
         causal=bool(about.number("attention.causal", 1)),
-        diffusion=bool(llama.llama_model_is_diffusion(model)),
+        diffusion=bool(_is_diffusion(model)),
         mla=about.has("attention.kv_lora_rank"),
         swa_layers=tuple(layer for layer in map(int, _found(_SWA_LAYER, lines)) if layer < n_layer),
         n_vocab=vocabulary.n_tokens,
@@ -110,6 +110,10 @@ def read_traits(
         complaints=tuple(sorted(set(_found(_COMPLAINT, lines)))),
         sinks=any(name.endswith(".attn_sinks.weight") for name in header.tensors),
     )
+
+
+# Not in every llama-cpp-python that streamsink works with.
+_is_diffusion = getattr(llama, "llama_model_is_diffusion", lambda _: False)
 
 
 def _description(model: llama.llama_model_p) -> str:
