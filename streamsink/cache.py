@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from streamsink import placement
 from streamsink.backend import MAIN, Backend
-from streamsink.errors import UsageError
+from streamsink.errors import TornError, UsageError
 from streamsink.lanes import Lanes
 from streamsink.ledger import Evicted, Ledger, Missing
 from streamsink.policy import SinkPolicy, discard_size, next_chunk
@@ -20,8 +20,9 @@ from streamsink.records import Event
 from streamsink.scoring import nll
 
 REBASE_AT = 65_536
-"""Position at which a growing stream is brought back to 0. RoPE angles are 32-bit floats: the same
-stream started here differs by 0.0008 nat a token from one started at 0, at 1,048,576 by 0.012."""
+"""Position at which a growing stream is brought back to 0. RoPE angles are 32-bit floats: started
+here, the scores of SmolLM2-135M in F32 differ from those of a start at 0 by 0.0006 nat a token, at
+1,048,576 by 0.01 (``scripts/positions``). With an f16 cache, rounding alone makes 0.06."""
 
 LEAST_QUEUE = 4
 """Evictions for which lanes are worth their while: afterwards the cells must be put together."""
@@ -117,14 +118,16 @@ class Cache:
 
         Raises
         ------
-        DecodeError
+        DecodeError, CacheError
             The ledger holds the tokens decoded before, and the cache too; call again to go on.
         """
-        if len(tokens) == 1 and self._scattered:
-            placement.compact(self.backend, self.ledger)
-            self._scattered = False
         try:
+            if len(tokens) == 1 and self._scattered:
+                self._compact()
             self._advance(tokens, scores)
+        except TornError:
+            self.ledger.missing = Missing.ALL
+            raise
         finally:
             self._lanes.drop()
 
@@ -183,17 +186,27 @@ class Cache:
         ledger = self.ledger
         if not ledger.runs[-1].tokens:
             raise UsageError("a failed decode left the window empty: feed before going on")
-        self._settle()
+        self._lanes.drop()
         self.logits_ready = False
         self.backend.remove(MAIN, ledger.next_pos - 1, -1)
         return ledger.pop()
 
     def clear(self) -> None:
         """Forget everything; the policy stays."""
-        self.backend.clear()
         self.ledger.clear()
         self.counters = Counters()
         self.logits_ready = self._scattered = False
+        # Should the cells stay, the next token finds them missing from the ledger.
+        self.ledger.missing = Missing.ALL
+        self.backend.clear()
+        self._lanes.drop()
+        self.ledger.missing = Missing.NOTHING
+
+    def _compact(self) -> None:
+        """Put scattered cells together, once: a failure is not to come back at every token."""
+        self._lanes.drop()
+        self._scattered = False
+        placement.compact(self.backend, self.ledger)
 
     def _n_lanes(self, waiting: int, n_discard: int) -> int:
         """Lanes worth asking for; the first question costs a probe."""

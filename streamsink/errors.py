@@ -39,6 +39,10 @@ class CacheError(StreamsinkError):
     """llama.cpp refused a change to the KV cache; cache and ledger are as they were."""
 
 
+class TornError(CacheError):
+    """A failure left cells in disorder; the stream evaluates its tokens anew before it goes on."""
+
+
 class DecodeError(StreamsinkError):
     """``llama_decode`` did not return 0; the tokens of that call are not in the stream.
 
@@ -51,6 +55,10 @@ class DecodeError(StreamsinkError):
     def __init__(self, message: str, code: int) -> None:
         super().__init__(message)
         self.code = code
+
+
+class BusyError(StreamsinkError):
+    """A stream was used while another call on it was under way; that call is undisturbed."""
 
 
 class ClosedError(StreamsinkError):

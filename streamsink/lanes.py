@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from streamsink.backend import FIRST_LANE, MAIN, Backend
-from streamsink.ledger import Evicted, Ledger, Span
+from streamsink.ledger import Evicted, Ledger, Missing, Span
 
 
 class Lanes:
@@ -62,8 +62,9 @@ class Lanes:
         last = groups[-1]
         gone = ledger.oldest(last * n_discard)
         try:
-            # One span: all that leaves is of the window, so lanes differ in where it begins.
-            if len(self._ends) == last and len(gone) == 1:
+            # Standing lanes differ in where the window begins, so all that leaves must be of it: a
+            # smaller n_keep lets tokens of the head go first.
+            if len(self._ends) == last and gone[0].start >= ledger.runs[-1].pos:
                 self._renew(gone[0], n_discard)
             else:
                 self.drop()
@@ -72,11 +73,15 @@ class Lanes:
                 backend.remove(MAIN, span.start, span.stop)
             lanes = [MAIN if group == last else _lane(group, last) for group in groups]
             backend.decode_lanes(tokens, ledger.next_pos, lanes, rows)
-        except Exception:
+        except BaseException:
+            # Some may still stand that were to be dropped.
+            self._ends = [0] * max(last, len(self._ends))
+            # Should putting it right fail too, all is to be evaluated anew.
+            ledger.missing = Missing.ALL
             for span in gone:
                 backend.copy(_lane(0, last), MAIN, span.start, span.stop)
-            self._ends = [0] * last
             self.drop()
+            ledger.missing = Missing.NOTHING
             raise
         self._ends = [ledger.next_pos + (group + 1) * n_discard for group in range(last)]
         records = [record for _ in range(last) for record in ledger.evict(n_discard)]
@@ -84,10 +89,10 @@ class Lanes:
         return records
 
     def drop(self) -> None:
-        """Empty all lanes."""
-        for lane in range(FIRST_LANE, FIRST_LANE + len(self._ends)):
-            self._backend.remove(lane, 0, -1)
-        self._ends = []
+        """Empty all lanes, the fullest first; on failure the others still stand."""
+        while self._ends:
+            self._backend.remove(_lane(0, len(self._ends)), 0, -1)
+            del self._ends[0]
 
     def _fill(self, last: int, n_discard: int) -> None:
         for group in range(last):

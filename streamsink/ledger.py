@@ -240,6 +240,13 @@ class Ledger:
             pos += len(run)
         return moves
 
+    def move(self, span: Span, delta: int) -> None:
+        """Record that one of `shifts` was applied."""
+        for run in self._runs:
+            if run.tokens and run.pos == span.start:
+                run.pos += delta
+                return
+
     def close_gaps(self) -> None:
         """Record that `shifts` were applied."""
         self.place(self.first_pos)

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from streamsink.backend import MAIN, SCRATCH, Backend, Capabilities
-from streamsink.errors import CapabilityError
+from streamsink.errors import CapabilityError, TornError
 from streamsink.ledger import Ledger, Missing
 from streamsink.policy import SHARE, Placement, SinkPolicy, default_slack, move_cost
 
@@ -109,6 +109,7 @@ def rotate(backend: Backend, ledger: Ledger) -> None:
     """Close every gap by moving the window down. One K-shift, at the next decode."""
     for span, delta in ledger.shifts():
         backend.shift(MAIN, span.start, span.stop, delta)
+        ledger.move(span, delta)
     ledger.close_gaps()
 
 
@@ -125,14 +126,11 @@ def reanchor(backend: Backend, ledger: Ledger) -> None:
     DecodeError
         The sink could not be evaluated; calling again tries again.
     """
-    head = ledger.head_tokens()
     start = ledger.head_place()
-    if ledger.missing is Missing.NOTHING:
-        ledger.missing = Missing.HEAD
-        for run in ledger.head:
-            if run.tokens:
-                backend.remove(MAIN, run.pos, run.end)
-    evaluate(backend, head, start, SCRATCH)
+    ledger.missing = Missing.HEAD
+    # All that stands below the window, be it what an attempt that failed has left there.
+    backend.remove(MAIN, 0, ledger.runs[-1].pos)
+    evaluate(backend, ledger.head_tokens(), start, SCRATCH)
     backend.copy(SCRATCH, MAIN, start, -1)
     backend.remove(SCRATCH, 0, -1)
     ledger.place_head(start)
@@ -175,23 +173,23 @@ def repair(backend: Backend, ledger: Ledger) -> None:
 
 
 def compact(backend: Backend, ledger: Ledger) -> None:
-    """Move scattered cells together; should that tear them, all are to be evaluated anew.
+    """Move scattered cells together, once nothing is missing.
 
     Raises
     ------
-    CacheError
+    TornError
         The cells could not be put back; `repair` evaluates the tokens again.
     """
-    ledger.missing = Missing.ALL
-    backend.compact(MAIN)
-    ledger.missing = Missing.NOTHING
+    repair(backend, ledger)
+    try:
+        backend.compact(MAIN)
+    except TornError:
+        ledger.missing = Missing.ALL
+        raise
 
 
 def evaluate(backend: Backend, tokens: Sequence[int], pos: int, seq: int) -> None:
-    """Decode tokens into an empty sequence, piece by piece; on failure it is empty again."""
-    try:
-        for at in range(0, len(tokens), backend.n_batch):
-            backend.decode(tokens[at : at + backend.n_batch], pos + at, seq, "last")
-    except Exception:
-        backend.remove(seq, 0, -1)
-        raise
+    """Decode tokens into a sequence, piece by piece, and nothing else stays in it."""
+    backend.remove(seq, 0, -1)
+    for at in range(0, len(tokens), backend.n_batch):
+        backend.decode(tokens[at : at + backend.n_batch], pos + at, seq, "last")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import operator
+import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
@@ -84,7 +86,7 @@ class Stream(Closing):
         self.n_ctx = n_ctx
         self._on_evict = on_evict
         self._on_event = on_event
-        self._news: list[Event] = []
+        self._news: deque[Event] = deque()
         self._vocabulary = backend.vocabulary
         self._policy = policy
         self._pending: list[int] = []
@@ -92,11 +94,10 @@ class Stream(Closing):
         self._n_system: int | None = None
         n_keep = policy.n_keep if isinstance(policy.n_keep, int) else 0
         report = self._news.append if on_evict or on_event else None
-        self._alone = Exclusive(
-            "this stream is in use by another thread: give each thread its own stream",
-            before=self._check_open,
-            after=self._tell,
-        )
+        lock = threading.Lock()
+        self._alone = Exclusive(lock, before=self._check_open, after=self._tell)
+        # The same for what changes nothing, and for a stream that is closed already.
+        self._still = Exclusive(lock)
         self._cache = Cache(
             backend,
             policy,
@@ -125,28 +126,22 @@ class Stream(Closing):
     @policy.setter
     def policy(self, policy: SinkPolicy) -> None:
         with self._alone:
-            policy.check(self.n_ctx)
-            n_keep = self._n_keep(policy)
-            if n_keep >= self.n_ctx:
-                raise UsageError(
-                    f"a pinned prefix of {n_keep} tokens leaves no window in n_ctx {self.n_ctx}: "
-                    f"lower --keep"
-                )
-            self._cache.adopt(policy, n_keep)
-            self._policy = policy
+            self._adopt(policy)
 
     def change(self, **settings: Any) -> None:
         """Change some settings of the policy: ``stream.change(n_discard=8)``."""
-        self.policy = replace(self._policy, **settings)
+        with self._alone:
+            self._adopt(replace(self._policy, **settings))
 
     def pin_system(self, n_tokens: int) -> None:
         """Say how many tokens the system block has: what ``n_keep="system"`` pins."""
-        previous, self._n_system = self._n_system, n_tokens
-        try:
-            self.policy = self._policy
-        except Exception:
-            self._n_system = previous
-            raise
+        with self._alone:
+            previous, self._n_system = self._n_system, n_tokens
+            try:
+                self._adopt(self._policy)
+            except Exception:
+                self._n_system = previous
+                raise
 
     def feed(self, text: Input, *, special: bool = False) -> int:
         """Take in text or tokens of any length, evicting on the way.
@@ -266,25 +261,26 @@ class Stream(Closing):
     @property
     def stats(self) -> Stats:
         """The stream in numbers."""
-        cache, ledger, counters = self._cache, self._cache.ledger, self._cache.counters
-        return Stats(
-            index=ledger.next_index + len(self._pending),
-            sees=tuple((part.start, part.stop) for part in ledger.visible()),
-            positions=(ledger.first_pos, ledger.next_pos),
-            pinned=ledger.n_pinned,
-            window=ledger.n_live - ledger.n_pinned,
-            evicted=counters.evicted,
-            evictions=counters.evictions,
-            reanchors=counters.reanchors,
-            shifts=counters.shifts,
-            rebases=counters.rebases,
-            gap=ledger.gap,
-            slack=cache.choice.slack,
-            placement=cache.choice.placement,
-            why=cache.choice.why,
-            feed_rate=self._feeding.rate,
-            rate=self._generating.rate,
-        )
+        with self._still:
+            cache, ledger, counters = self._cache, self._cache.ledger, self._cache.counters
+            return Stats(
+                index=ledger.next_index + len(self._pending),
+                sees=tuple((part.start, part.stop) for part in ledger.visible()),
+                positions=(ledger.first_pos, ledger.next_pos),
+                pinned=ledger.n_pinned,
+                window=ledger.n_live - ledger.n_pinned,
+                evicted=counters.evicted,
+                evictions=counters.evictions,
+                reanchors=counters.reanchors,
+                shifts=counters.shifts,
+                rebases=counters.rebases,
+                gap=ledger.gap,
+                slack=cache.choice.slack,
+                placement=cache.choice.placement,
+                why=cache.choice.why,
+                feed_rate=self._feeding.rate,
+                rate=self._generating.rate,
+            )
 
     def visible(self) -> list[Visible]:
         """What the model can still see, oldest first; what lies between was forgotten.
@@ -310,7 +306,8 @@ class Stream(Closing):
 
     def visible_tokens(self) -> list[int]:
         """Ids of all tokens that the model can still see, oldest first."""
-        return [*self._cache.ledger.tokens(), *self._pending]
+        with self._still:
+            return self._live_tokens()
 
     def text(self, tokens: Sequence[int]) -> str:
         """Text of tokens, control tokens included."""
@@ -334,16 +331,14 @@ class Stream(Closing):
     def reset(self) -> None:
         """Forget everything and begin anew, under the same policy."""
         with self._alone:
-            self._cache.clear()
             self._pending.clear()
             self._n_prompt = 0
             self._drop_sampler()
+            self._cache.clear()
 
     def close(self) -> None:
         """Free the context. Twice is fine."""
-        if self._closed:
-            return
-        with self._alone:
+        with self._still:
             self._closed = True
             self._drop_sampler()
             self._cache.backend.close()
@@ -355,12 +350,22 @@ class Stream(Closing):
             raise ClosedError("this stream is closed: open another with model.stream()")
 
     def _tell(self) -> None:
-        while self._news:
-            event = self._news.pop(0)
+        for event in _drained(self._news):
             if self._on_evict and event.kind == "evict":
                 self._on_evict(Evicted(event.index, event.tokens))
             if self._on_event:
                 self._on_event(event)
+
+    def _adopt(self, policy: SinkPolicy) -> None:
+        policy.check(self.n_ctx)
+        n_keep = self._n_keep(policy)
+        if n_keep >= self.n_ctx:
+            raise UsageError(
+                f"a pinned prefix of {n_keep} tokens leaves no window in n_ctx {self.n_ctx}: "
+                f"lower --keep"
+            )
+        self._cache.adopt(policy, n_keep)
+        self._policy = policy
 
     def _n_keep(self, policy: SinkPolicy) -> int:
         """What the policy pins on this stream, as a number."""
@@ -408,6 +413,9 @@ class Stream(Closing):
         self._cache.adopt(self._policy, resolved)
         self._n_prompt = len(tokens)
 
+    def _live_tokens(self) -> list[int]:
+        return [*self._cache.ledger.tokens(), *self._pending]
+
     @property
     def _is_empty(self) -> bool:
         return not self._cache.ledger.next_index and not self._pending
@@ -443,34 +451,53 @@ class Stream(Closing):
             self._generating = _Meter()
         n = 0
         while max_tokens is None or n < max_tokens:
-            with self._alone:
-                start = time.perf_counter()
-                if self._sampler is None or self._sampler[1] is not sampler:
-                    raise UsageError("another generation has begun on this stream: use that one")
-                self._ready_logits()
-                token = self._cache.backend.sample(sampler)
-                index = self._cache.ledger.next_index
-                self._pending.append(token)
-                n += 1
-                finish: Finish | None = None
-                if not ignore_eos and self._vocabulary.ends_generation(token):
-                    finish = "eos"
-                piece = b"" if finish else self._vocabulary.piece(token)
-                if finish is None and n == max_tokens:
-                    finish = "length"
-                fresh = text.push(piece, final=finish is not None)
-                if text.stopped:
-                    finish = "stop"
-                self._generating.add(1, start)
-            yield Step(token, index, fresh, finish)
-            if finish:
+            step: Step | None = None
+            try:
+                with self._alone:
+                    start = time.perf_counter()
+                    if self._sampler is None or self._sampler[1] is not sampler:
+                        raise UsageError(
+                            "another generation has begun on this stream: use that one"
+                        )
+                    n += 1
+                    step = self._step(sampler, text, ignore_eos, last=n == max_tokens)
+                    self._pending.append(step.token)
+                    self._generating.add(1, start)
+            except BaseException:
+                # Ctrl-C or a callback, on the way out.
+                if step:
+                    self._unsay(step)
+                raise
+            yield step
+            if step.finish:
                 return
+
+    def _step(self, sampler: Sampler, text: TextStream, ignore_eos: bool, *, last: bool) -> Step:
+        """Choose the next token; it is not yet part of the stream."""
+        self._ready_logits()
+        token = self._cache.backend.sample(sampler)
+        finish: Finish | None = None
+        if not ignore_eos and self._vocabulary.ends_generation(token):
+            finish = "eos"
+        piece = b"" if finish else self._vocabulary.piece(token)
+        if finish is None and last:
+            finish = "length"
+        fresh = text.push(piece, final=finish is not None)
+        if text.stopped:
+            finish = "stop"
+        return Step(token, self._cache.ledger.next_index, fresh, finish)
+
+    def _unsay(self, step: Step) -> None:
+        """Take back a token that nobody will see: a stream holds what was yielded."""
+        with self._still:
+            if self._pending == [step.token] and self._cache.ledger.next_index == step.index:
+                self._pending.clear()
 
     def _chain(self, sampling: Sampling) -> Sampler:
         """The sampler chain; the same settings go on where they were, a grammar begins anew."""
         if self._sampler and self._sampler[0] == sampling and not sampling.grammar:
             return self._sampler[1]
-        recent = self.visible_tokens()[-sampling.repeat_last_n :] if sampling.penalizes else []
+        recent = self._live_tokens()[-sampling.repeat_last_n :] if sampling.penalizes else []
         chain = self._cache.backend.sampler(sampling, recent)
         self._drop_sampler()
         self._sampler = sampling, chain
@@ -480,3 +507,12 @@ class Stream(Closing):
         if self._sampler:
             self._sampler[1].close()
             self._sampler = None
+
+
+def _drained(news: deque[Event]) -> Iterator[Event]:
+    """What is in a queue, oldest first, be it that another thread takes from it too."""
+    while news:
+        try:
+            yield news.popleft()
+        except IndexError:
+            return

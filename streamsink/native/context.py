@@ -18,11 +18,12 @@ from streamsink.errors import (
     DecodeError,
     MemoryBudgetError,
     ModelError,
+    TornError,
     UsageError,
 )
 from streamsink.memory import available_bytes, gib
 from streamsink.native import probe
-from streamsink.native.library import forget_errors, last_error
+from streamsink.native.library import forget_errors, has_said, last_error
 from streamsink.native.params import context_params, flash_of, n_lanes_of
 from streamsink.native.sampler import NativeSampler
 from streamsink.native.vocabulary import NativeVocabulary
@@ -44,6 +45,9 @@ _REASONS = {
     2: "the decode was aborted with",
     -1: "llama.cpp refused the batch with",
 }
+_UNCHANGED = (1, -1)
+"""Codes after which the cache is as it was (llama.h). Positions that were refused may be those of
+live cells, so nothing is to be taken out then."""
 
 
 class NativeContext:
@@ -98,6 +102,7 @@ class NativeContext:
         self._n_lanes: int | None = None
         self.lane_order: probe.LaneOrder = "own last"
         self._n_rows = 0
+        self._shift_waits = False
         self._shifts = bool(llama.llama_memory_can_shift(self._memory))
         self._capabilities = capabilities(
             weights.traits,
@@ -145,9 +150,8 @@ class NativeContext:
     def n_lanes(self) -> int:
         """Lanes that were found to work here; the first question decodes a few tokens."""
         if self._n_lanes is None:
-            self._n_lanes = 1
-            if self._n_lanes_asked > 1 and probe.lane_order(self, self._n_lanes_asked - 1):
-                self._n_lanes = self._n_lanes_asked
+            works = self._n_lanes_asked > 1 and probe.lane_order(self, self._n_lanes_asked - 1)
+            self._n_lanes = self._n_lanes_asked if works else 1
         return self._n_lanes
 
     # -- decoding -------------------------------------------------------------------------------
@@ -204,17 +208,29 @@ class NativeContext:
     def _decode(self, batch: _Batch, pos: int, sequences: Sequence[int]) -> None:
         forget_errors()
         code = int(llama.llama_decode(self._handle, batch.native))
+        # What was refused has not begun; all else begins with the shift that waits.
+        if self._shift_waits and code != -1:
+            self._shift_waits = False
+            _check_shift()
         if code == 0:
             return
-        # After 2 and below -1 llama.cpp clears only each token's first sequence.
-        for seq in sequences:
-            self.remove(seq, pos, -1)
+        if code not in _UNCHANGED:
+            self._take_out(pos, sequences)
         reason = _REASONS.get(code, "llama.cpp failed with")
         raise DecodeError(
             f"{reason} {batch.native.n_tokens} tokens (llama_decode returned {code}"
             f"{': ' + last_error() if last_error() else ''})",
             code,
         )
+
+    def _take_out(self, pos: int, sequences: Sequence[int]) -> None:
+        """Take out what a failed decode may have left: llama.cpp clears only first sequences."""
+        try:
+            for seq in sequences:
+                self.remove(seq, pos, -1)
+        except CacheError as error:
+            # A recurrent state cannot be taken back.
+            raise TornError(f"a decode failed and left its tokens in the cache: {error}") from None
 
     def logits(self) -> Logits:
         """Rows of the last decode, shape (n_rows, n_vocab). A view, good until the next decode."""
@@ -248,6 +264,7 @@ class NativeContext:
         level, why = self._capabilities.rotate
         if not self._shifts or level == "impossible":
             raise CapabilityError(f"positions cannot be shifted: {why or 'no K-shift'}")
+        self._shift_waits = True
         llama.llama_memory_seq_add(self._cache, seq, start, stop, delta)
 
     def compact(self, seq: int) -> None:
@@ -258,7 +275,8 @@ class NativeContext:
         sequence into the first free cells.
         """
         buffer = self._compact_buffer
-        if buffer is None:
+        # The state's keys are those before a shift that waits, its positions those after it.
+        if buffer is None or self._shift_waits:
             return
         n = int(llama.llama_state_seq_get_data(self._handle, buffer, len(buffer), seq))
         if n == 0:
@@ -266,7 +284,7 @@ class NativeContext:
             return
         self.remove(seq, 0, -1)
         if not llama.llama_state_seq_set_data(self._handle, buffer, n, seq):
-            raise CacheError(f"llama.cpp could not put {n} bytes of cache back: {last_error()}")
+            raise TornError(f"llama.cpp could not put {n} bytes of cache back: {last_error()}")
 
     def _new_compact_buffer(
         self, n_ctx: int, settings: CacheSettings
@@ -287,6 +305,7 @@ class NativeContext:
     def clear(self) -> None:
         """Empty every sequence."""
         llama.llama_memory_clear(self._cache, False)
+        self._shift_waits = False
 
     # -- life -----------------------------------------------------------------------------------
 
@@ -341,6 +360,16 @@ class _Batch:
     def set_sequences(self, at: int, members: Sequence[int]) -> None:
         self._n_members[at] = len(members)
         self._members[at][: len(members)] = members
+
+
+def _check_shift() -> None:
+    """Look whether the K-shift with which a decode began came to its end.
+
+    llama_decode does not say, and goes on (llama-context.cpp: memory_update). After an abort some
+    layers are rotated, and the next decode would rotate all of them again.
+    """
+    if has_said("K-shift"):
+        raise TornError("a K-shift was aborted or failed: the keys are to be evaluated anew")
 
 
 def _free(context: llama.llama_context_p, *batches: _Batch) -> None:

@@ -49,12 +49,18 @@ class Context(Protocol):
 # An unordered_set changes its order when it grows beyond its buckets (13, 29, 59 in libstdc++), so
 # sizes between those are tried.
 SIZES = (2, 14, 30, 63)
+NO_CELLS, REFUSED = 1, -1  # llama.h: llama_decode
 
 
 def lane_order(context: Context, n_lanes: int) -> LaneOrder | None:
     """Find the order of a token's lanes in which it sees its own; None where there is none.
 
     Tried on sets of up to ``n_lanes`` lanes.
+
+    Raises
+    ------
+    DecodeError
+        A decode failed for a reason that says nothing of lanes: ask again.
     """
     sizes = sorted({min(size, n_lanes) for size in SIZES if min(size, n_lanes) > 1})
     orders: tuple[LaneOrder, ...] = ("own last", "own first")
@@ -63,8 +69,10 @@ def lane_order(context: Context, n_lanes: int) -> LaneOrder | None:
         try:
             if all(_sees_own(context, size) for size in sizes):
                 return order
-        except DecodeError:
-            return None
+        except DecodeError as error:
+            if error.code in (NO_CELLS, REFUSED):
+                return None
+            raise
     return None
 
 

@@ -1,0 +1,71 @@
+"""A million tokens through a tiny model: constant memory, no drift, positions within bounds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from streamsink.model import Model
+from streamsink.native.weights import Weights
+from streamsink.policy import SinkPolicy
+from tests.long_run import POINTS, Cells, Record, drift_of, run, told
+
+MIB = 2**20
+N_CTX = 64
+
+
+@pytest.fixture(scope="module")
+def model(tiny_path: Path) -> Iterator[Model]:
+    with Model(Weights(tiny_path)) as opened:
+        yield opened
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("policy", "n_tokens"),
+    [
+        (SinkPolicy(4, 1, "reanchor"), 1_000_000),
+        (SinkPolicy(4, "half", "rotate"), 200_000),
+    ],
+)
+def test_nothing_grows_and_nothing_drifts(model: Model, policy: SinkPolicy, n_tokens: int) -> None:
+    # One thread: two of them wait for one another where the machine has other work.
+    with model.stream(policy, N_CTX, threads=1) as stream:
+        report = run(stream, model.n_vocab, n_tokens)
+    print(told(report))
+    assert report.drift == []
+    assert len(report.points) >= POINTS
+    assert report.growth_bytes < 2 * MIB
+    assert report.most_position <= 65_536 + N_CTX
+    assert report.stats
+    assert report.stats.index >= n_tokens
+    assert report.stats.evicted >= n_tokens - N_CTX
+    moves = {"rotate": report.stats.shifts, "reanchor": report.stats.reanchors}
+    assert moves[report.stats.placement] > n_tokens / 1000
+    if policy.placement == "reanchor":
+        assert report.stats.rebases == n_tokens // 65_536
+
+
+DAMAGE: dict[str, Any] = {
+    "a visible token is another": lambda stream: stream._cache.ledger.runs[0].tokens.rotate(1),
+    "the ends of ledger and cache differ": lambda stream: stream._cache.ledger.rebase(1),
+    "positions of ledger and cache differ": lambda stream: stream._cache.backend.remove(0, 9, 10),
+    "a token is not in the stream": lambda stream: stream._pending.append(5),
+    "a position is out of bounds": lambda stream: stream._cache.ledger.rebase(10_000),
+}
+
+
+@pytest.mark.parametrize("what", DAMAGE)
+def test_a_drift_would_be_seen(model: Model, what: str) -> None:
+    tokens = list(range(50))
+    with model.stream(SinkPolicy(4), N_CTX, threads=1) as stream:
+        stream.feed(tokens)
+        record = Record(4, N_CTX)
+        record.add(tokens)
+        cells = Cells(stream._cache.backend)  # type: ignore[arg-type]
+        assert drift_of(stream, record, cells, 1000) == []
+        DAMAGE[what](stream)
+        assert any(what in line for line in drift_of(stream, record, cells, 1000))
