@@ -96,6 +96,7 @@ class Backend(Protocol):
     """One context of an engine: cells, sequences, decoding.
 
     Every method either does all it says or changes nothing and raises; none aborts the process.
+    Where neither could be had it raises `TornError`: the cells are to be filled anew.
     Positions are half-open ranges ``[start, stop)``.
     """
 

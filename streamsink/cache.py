@@ -196,7 +196,7 @@ class Cache:
         self.ledger.clear()
         self.counters = Counters()
         self.logits_ready = self._scattered = False
-        # Should the cells stay, the next token finds them missing from the ledger.
+        # Should the cells stay, the next token clears them first.
         self.ledger.missing = Missing.ALL
         self.backend.clear()
         self._lanes.drop()

@@ -131,6 +131,17 @@ class Header:
                 raise ModelError(f"a part of the model is missing: {part}")
         return parts
 
+    def tensor_names(self) -> set[str]:
+        """Names of the tensors in all parts of the model.
+
+        Raises
+        ------
+        ModelError
+            A part is missing or damaged.
+        """
+        others = [read_header(part) for part in self.parts()[1:]]
+        return {name for header in (self, *others) for name in header.tensors}
+
 
 def read_header(path: Path) -> Header:
     """Read and check the header of a file.

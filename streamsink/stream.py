@@ -49,6 +49,9 @@ class Stream(Closing):
 
     A stream never remembers more than ``n_ctx`` tokens: what was evicted is forgotten.
 
+    One call at a time: while one is under way, another on the same stream raises `BusyError`. A
+    generation is under way while it makes a step, not between two of them.
+
     Parameters
     ----------
     backend : Backend
@@ -162,8 +165,9 @@ class Stream(Closing):
         ------
         UsageError
             A token that the vocabulary does not have, or a first prompt too long to be pinned.
-        DecodeError
-            llama.cpp failed; the stream holds what was decoded before and goes on.
+        DecodeError, CacheError
+            llama.cpp failed; the stream holds what was decoded before and goes on. ``stats.index``
+            says how far it came.
         """
         with self._alone:
             tokens = self._tokens(text, special)
@@ -184,7 +188,7 @@ class Stream(Closing):
 
         Raises
         ------
-        UsageError, DecodeError
+        UsageError, DecodeError, CacheError
             As for `feed`.
         """
         with self._alone:
@@ -229,7 +233,7 @@ class Stream(Closing):
         ------
         UsageError
             Nothing has been fed and the model has no BOS, or a grammar that cannot be read.
-        DecodeError
+        DecodeError, CacheError
             llama.cpp failed; the stream holds all tokens yielded and goes on.
         """
         sampling = sampling or Sampling()

@@ -7,8 +7,11 @@ import gguf
 import numpy as np
 import pytest
 
+from streamsink import Model, SinkPolicy
 from streamsink.errors import ModelError, UsageError
 from streamsink.header import read_header
+from streamsink.settings import USUAL
+from streamsink.survey import survey
 from tests.tiny_gguf import TinyModel, vocabulary
 
 MAGIC, VERSION = b"GGUF", 3
@@ -167,3 +170,47 @@ def test_the_parts_of_a_split_model(tmp_path: Path) -> None:
     alone = first.rename(tmp_path / "big.gguf")
     with pytest.raises(ModelError, match=r"call it big-00001-of-00003.gguf"):
         read_header(alone).parts()
+
+
+def split(whole: Path, folder: Path, n_tensors: int) -> list[Path]:
+    """The same model in parts of so many tensors."""
+    theirs = gguf.GGUFReader(whole)
+    writer = gguf.GGUFWriter(folder / "split.gguf", "llama", split_max_tensors=n_tensors)
+    for field in theirs.fields.values():
+        if not field.name.startswith("GGUF.") and field.name != "general.architecture":
+            kind, *of = field.types
+            writer.add_key_value(field.name, field.contents(), kind, *of)
+    for tensor in theirs.tensors:
+        writer.add_tensor(tensor.name, np.array(tensor.data))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return sorted(folder.glob("split-*.gguf"))
+
+
+def test_a_split_model_is_the_whole_one(tiny_path: Path, tmp_path: Path) -> None:
+    parts = split(tiny_path, tmp_path, 9)
+    assert len(parts) > 2
+    header = read_header(parts[0])
+    assert header.parts() == parts
+    assert header.tensor_names() == set(read_header(tiny_path).tensors)
+    tokens = [0, 5, 99, 200, 17] * 30
+    scores = []
+    for path in (tiny_path, parts[0]):
+        with Model.open(path) as model, model.stream(SinkPolicy(4, 1), 64) as stream:
+            scores.append(stream.score(tokens)[1:])
+    assert (scores[0] == scores[1]).all()
+    assert survey(parts[0], USUAL).weight_bytes == sum(part.stat().st_size for part in parts)
+
+
+def test_a_part_that_is_missing_or_damaged_is_named(tiny_path: Path, tmp_path: Path) -> None:
+    parts = split(tiny_path, tmp_path, 9)
+    whole = parts[1].read_bytes()
+    parts[1].write_bytes(whole[:40])
+    with pytest.raises(ModelError, match=r"split-00002-of-0000\d\.gguf is damaged"):
+        Model.open(parts[0])
+    parts[1].unlink()
+    for opening in (Model.open, lambda path: survey(path, USUAL)):
+        with pytest.raises(ModelError, match=r"missing: .*split-00002-of-0000\d\.gguf"):
+            opening(parts[0])

@@ -44,6 +44,7 @@ def answer(request: Answer) -> Answer:
     if not llama.llama_supports_gpu_offload():  # a GPU's driver reserves what it likes
         limit(request["n_bytes"])
     header = read_header(Path(request["path"]))
+    names = header.tensor_names()
     weight_bytes = sum(part.stat().st_size for part in header.parts())
     params = model_params(request["n_gpu_layers"])
     offloads = params.n_gpu_layers > 0
@@ -59,7 +60,7 @@ def answer(request: Answer) -> Answer:
     if not model:
         why = last_error() or "no reason given"
         raise ModelError(f"llama.cpp cannot load {header.path}: {why}")
-    traits = read_traits(model, NativeVocabulary(model), header, lines)
+    traits = read_traits(model, NativeVocabulary(model), header, names, lines)
     shifts, needs = not simulates, []
     contexts = request["contexts"] or usual_contexts(traits.n_ctx_train)
     if simulates and traits.decoder and not traits.encoder:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import cast
 
 import llama_cpp.llama_cpp as llama
@@ -41,9 +41,16 @@ _COMPLAINT = re.compile(
 TOLD = re.compile(f"{_SWA_LAYER.pattern}|{_COMPLAINT.pattern}")
 """What is listened for while a model is loaded."""
 
+# Not in every llama-cpp-python that streamsink works with.
+_is_diffusion = getattr(llama, "llama_model_is_diffusion", lambda _: False)
+
 
 def read_traits(
-    model: llama.llama_model_p, vocabulary: NativeVocabulary, header: Header, lines: Sequence[str]
+    model: llama.llama_model_p,
+    vocabulary: NativeVocabulary,
+    header: Header,
+    names: Collection[str],
+    lines: Sequence[str],
 ) -> Traits:
     """Ask llama.cpp and the header about a model.
 
@@ -55,6 +62,8 @@ def read_traits(
         Its vocabulary.
     header : Header
         Of its file.
+    names : collection of str
+        Of the tensors in all its parts.
     lines : sequence of str
         What llama.cpp's log said while loading, of what `TOLD` is found in.
     """
@@ -89,7 +98,7 @@ def read_traits(
         attention_factor=about.number("rope.scaling.attn_factor", 1),
         yarn_log_multiplier=tenths * about.number("rope.scaling.yarn_log_multiplier", 0),
         n_ctx_unscaled=int(about.number("rope.scaling.original_context_length", n_ctx_train)),
-        positions="alibi" if baichuan else _positions(about, rope),
+        positions="alibi" if baichuan else _positions(about, rope, names),
         skips_rope=baichuan
         or header.architecture in SKIP_ROPE
         or (n_swa > 0 and header.architecture in SKIP_ROPE_WITH_WINDOW),
@@ -108,12 +117,8 @@ def read_traits(
         adds_bos=bool(llama.llama_vocab_get_add_bos(vocabulary.handle)),
         chat_template=template.decode("utf-8", "replace") if template else "",
         complaints=tuple(sorted(set(_found(_COMPLAINT, lines)))),
-        sinks=any(name.endswith(".attn_sinks.weight") for name in header.tensors),
+        sinks=any(name.endswith(".attn_sinks.weight") for name in names),
     )
-
-
-# Not in every llama-cpp-python that streamsink works with.
-_is_diffusion = getattr(llama, "llama_model_is_diffusion", lambda _: False)
 
 
 def _description(model: llama.llama_model_p) -> str:
@@ -122,10 +127,10 @@ def _description(model: llama.llama_model_p) -> str:
     return buffer.value.decode("utf-8", "replace")
 
 
-def _positions(about: _About, rope: Rope) -> Positions:
-    if "position_embd.weight" in about.header.tensors:
+def _positions(about: _About, rope: Rope, names: Collection[str]) -> Positions:
+    if "position_embd.weight" in names:
         return "learned"
-    if about.number("attention.max_alibi_bias", 0) > 0 or about.header.architecture in ALIBI:
+    if about.number("attention.max_alibi_bias", 0) > 0 or about.architecture in ALIBI:
         return "alibi"
     return "none" if rope == "none" else "rope"
 
@@ -138,21 +143,22 @@ class _About:
     """A header's metadata under its architecture's prefix; what is of another type is not there."""
 
     def __init__(self, header: Header) -> None:
-        self.header = header
+        self.architecture = header.architecture
+        self._metadata = header.metadata
 
     def has(self, key: str) -> bool:
-        return self._key(key) in self.header.metadata
+        return self._key(key) in self._metadata
 
     def number(self, key: str, default: float) -> float:
-        value = self.header.metadata.get(self._key(key))
+        value = self._metadata.get(self._key(key))
         return float(value) if isinstance(value, (bool, int, float)) else float(default)
 
     def text(self, key: str, default: str) -> str:
-        value = self.header.metadata.get(self._key(key))
+        value = self._metadata.get(self._key(key))
         return value if isinstance(value, str) else default
 
     def by_layer(self, key: str, n_layer: int) -> tuple[int, ...]:
-        value = self.header.metadata.get(self._key(key))
+        value = self._metadata.get(self._key(key))
         if isinstance(value, np.ndarray):
             return tuple(int(one) for one in cast("Sequence[int]", value.tolist()))[:n_layer]
         return ()
@@ -161,7 +167,7 @@ class _About:
         given = int(self.number("attention.temperature_length", 0))
         if self.number("attention.temperature_scale", 0) and not given:
             given = int(self.number("rope.scaling.original_context_length", 0))  # mistral3.cpp
-        return given or TEMPERATURE_LENGTH.get(self.header.architecture, 0)
+        return given or TEMPERATURE_LENGTH.get(self.architecture, 0)
 
     def _key(self, key: str) -> str:
-        return f"{self.header.architecture}.{key}"
+        return f"{self.architecture}.{key}"

@@ -58,7 +58,7 @@ class Weights:
         self.path = path
         self.measured = measured
         header = header or read_header(path)
-        header.parts()
+        names = header.tensor_names()
         params = model_params(n_gpu_layers)
         self.offloads = params.n_gpu_layers > 0
         forget_errors()
@@ -70,7 +70,7 @@ class Weights:
         self._free = weakref.finalize(self, llama.llama_model_free, handle)
         self.vocabulary = NativeVocabulary(handle)
         # Asked once: a context with YaRN by option changes the answers (llama_init_from_model).
-        self.traits = read_traits(handle, self.vocabulary, header, lines)
+        self.traits = read_traits(handle, self.vocabulary, header, names, lines)
 
     @property
     def handle(self) -> llama.llama_model_p:
