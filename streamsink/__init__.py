@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from streamsink.model import Model as Model
     from streamsink.policy import SinkPolicy as SinkPolicy
     from streamsink.records import Event as Event
+    from streamsink.records import Repinned as Repinned
     from streamsink.records import Stats as Stats
     from streamsink.records import Step as Step
     from streamsink.records import Visible as Visible
@@ -31,6 +32,7 @@ _HOMES = {
     "Event": "records",
     "Evicted": "ledger",
     "Model": "model",
+    "Repinned": "records",
     "Sampling": "sampling",
     "SinkPolicy": "policy",
     "Stats": "records",

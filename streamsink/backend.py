@@ -67,6 +67,9 @@ class Capabilities:
 class Sampler(Protocol):
     """A sampler chain with its state."""
 
+    def clone(self) -> Sampler:
+        """Copy the chain, its state included: both go on alike."""
+
     def close(self) -> None:
         """Free the chain."""
 
@@ -157,6 +160,9 @@ class Backend(Protocol):
 
     def clear(self) -> None:
         """Empty every sequence."""
+
+    def fork(self) -> Backend:
+        """Open another context of the same kind, with the same cells in `MAIN` and no others."""
 
     def logits(self) -> Logits:
         """Rows of the last decode, shape (n_rows, n_vocab). A view, good until the next decode."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -14,7 +15,7 @@ from streamsink import placement
 from streamsink.backend import MAIN, Backend
 from streamsink.errors import TornError, UsageError
 from streamsink.lanes import Lanes
-from streamsink.ledger import Evicted, Ledger, Missing
+from streamsink.ledger import Evicted, Ledger, Missing, Span
 from streamsink.policy import SinkPolicy, discard_size, next_chunk
 from streamsink.records import Event
 from streamsink.scoring import nll
@@ -93,7 +94,7 @@ class Cache:
         self.ledger = Ledger()
         self.counters = Counters()
         self.logits_ready = False
-        self._rebase_at = rebase_at
+        self.rebase_at = rebase_at
         self._report = report
         self._pause = pause
         self._scattered = False
@@ -191,6 +192,77 @@ class Cache:
         self.backend.remove(MAIN, ledger.next_pos - 1, -1)
         return ledger.pop()
 
+    def fork(self) -> tuple[Backend, Ledger, Counters]:
+        """Copies of backend, ledger and counters, which go on by themselves.
+
+        Raises
+        ------
+        DecodeError, CacheError
+            What is missing could not be brought back, or the cells cannot be copied.
+        """
+        self._lanes.drop()
+        placement.repair(self.backend, self.ledger)
+        return self.backend.fork(), copy.deepcopy(self.ledger), replace(self.counters)
+
+    def repin(self, tokens: Sequence[int], *, exact: bool) -> tuple[int, int]:
+        """Swap the pinned tokens for others, which are evaluated right below the window.
+
+        Parameters
+        ----------
+        tokens : sequence of int
+            Fewer than ``n_ctx``.
+        exact : bool
+            Evaluate the window anew too: its keys and values remember the old prefix.
+
+        Returns
+        -------
+        int
+            Tokens evaluated.
+        int
+            Tokens evicted to make room.
+
+        Raises
+        ------
+        DecodeError, CacheError
+            The new tokens are in the ledger and not yet in the cache; whatever comes next evaluates
+            them first.
+        """
+        ledger, backend = self.ledger, self.backend
+        start = time.perf_counter()
+        self._lanes.drop()
+        placement.repair(backend, ledger)
+        self.logits_ready = False
+        n_window = ledger.n_live - ledger.n_pinned
+        over = max(0, len(tokens) + n_window - self.n_ctx)
+        if over:
+            self._take_out(over)
+        ledger.replace_pinned(tokens)
+        able = self.backend.capabilities
+        window = ledger.runs[-1]
+        lift = max(0, -ledger.head_place())
+        beside = able.reanchor.level == "exact" and not (lift and able.rotate.level != "exact")
+        whole = exact or not beside or not window.tokens
+        if whole:
+            ledger.missing = Missing.ALL
+            n_evaluated = ledger.n_live
+        else:
+            ledger.missing = Missing.HEAD
+            n_evaluated = ledger.n_live - len(window)
+            if lift:
+                span = Span(window.pos, window.end)
+                backend.shift(MAIN, span.start, span.stop, lift)
+                ledger.move(span, lift)
+        placement.repair(backend, ledger)
+        self.logits_ready = whole and ledger.n_live > 0  # the newest token was decoded last
+        self._moved("repin", n_evaluated, start)
+        return n_evaluated, over
+
+    def take_over(self, ledger: Ledger, counters: Counters) -> None:
+        """Go on from cells that are in the backend already."""
+        self.ledger, self.counters = ledger, counters
+        self._lanes = Lanes(self.backend, ledger)
+        self.logits_ready = False
+
     def clear(self) -> None:
         """Forget everything; the policy stays."""
         self.ledger.clear()
@@ -225,7 +297,7 @@ class Cache:
             self._lanes.drop()
             placement.repair(backend, ledger)
         span = self.n_ctx + self.choice.slack + backend.n_batch
-        if ledger.first_pos > 0 and ledger.next_pos > max(self._rebase_at, 2 * span):
+        if ledger.first_pos > 0 and ledger.next_pos > max(self.rebase_at, 2 * span):
             start = time.perf_counter()
             self._lanes.drop()
             placement.rebase(backend, ledger)
@@ -235,13 +307,16 @@ class Cache:
 
     def _evict(self, n_discard: int) -> None:
         """Take the oldest tokens out of the window, and see to the sink."""
-        backend, ledger = self.backend, self.ledger
-        for span in ledger.oldest(n_discard):
-            backend.remove(MAIN, span.start, span.stop)
-            for gone in ledger.evict(span.stop - span.start):
+        self._take_out(n_discard)
+        self._bring_up()
+
+    def _take_out(self, n: int) -> None:
+        """Take the oldest tokens out of the window."""
+        for span in self.ledger.oldest(n):
+            self.backend.remove(MAIN, span.start, span.stop)
+            for gone in self.ledger.evict(span.stop - span.start):
                 self._count(gone)
         self.counters.evictions += 1
-        self._bring_up()
 
     def _bring_up(self) -> None:
         """Close the gap where it is too large, or where no window token is left to go on from."""
@@ -265,7 +340,7 @@ class Cache:
             self._report(Event("evict", gone.index, len(gone.tokens), 0.0, gone.tokens))
 
     def _moved(
-        self, kind: Literal["reanchor", "rotate", "rebase"], n_tokens: int, start: float
+        self, kind: Literal["reanchor", "rotate", "rebase", "repin"], n_tokens: int, start: float
     ) -> None:
         if self._report:
             ms = (time.perf_counter() - start) * 1e3

@@ -53,7 +53,7 @@ class Chat:
         self.turns: list[Turn] = []
         self._template = template
         self._system = system
-        self._n_system = 0
+        self._block_end = 0
         self._last: Step | None = None
 
     @property
@@ -92,8 +92,15 @@ class Chat:
         finally:
             self.turns.append(Turn("assistant", "".join(said)))
 
-    def change_system(self, system: str) -> int:
-        """Swap the system prompt and evaluate what the model still sees anew behind it.
+    def change_system(self, system: str, *, exact: bool = False) -> int:
+        """Swap the system prompt in the midst of the conversation; what is visible stays.
+
+        Parameters
+        ----------
+        system : str
+            The new prompt; empty leaves it to the template.
+        exact : bool
+            Evaluate what is visible anew behind it, so that nothing of the old prompt is left.
 
         Returns
         -------
@@ -109,21 +116,33 @@ class Chat:
             self._system = system
             return 0
         block, _ = self._opening(system, "")
-        if len(block) >= self.stream.n_ctx:
-            raise UsageError(
-                f"a system prompt of {len(block)} tokens leaves no window in n_ctx "
-                f"{self.stream.n_ctx}: shorten it, or start with a larger --ctx"
-            )
-        rest = [
-            token
-            for part in self.stream.visible()
-            for index, token in zip(range(part.start, part.stop), part.tokens, strict=True)
-            if index >= self._n_system
-        ]
-        self.stream.reset()
-        self._system = system
-        self._open(block, rest)
-        return len(block) + len(rest)
+        before = self.stream.policy, self.stream.stats.pinned
+        self._pin(self._n_visible_of_block())
+        try:
+            done = self.stream.repin(block, exact=exact)
+        except UsageError:
+            self._pin(before[1])
+            self.stream.policy = before[0]
+            raise
+        self._system, self._block_end = system, 0
+        keep = before[0].n_keep
+        if keep == "system":
+            self.stream.pin_system(max(len(block), LEAST_SINK))
+        elif keep != -1:
+            self.stream.change(n_keep=keep)
+        return done.n_evaluated
+
+    def _n_visible_of_block(self) -> int:
+        """Tokens of the system block that were not evicted: all of them, if they were pinned."""
+        return sum(
+            max(0, min(stop, self._block_end) - start) for start, stop in self.stream.stats.sees
+        )
+
+    def _pin(self, n_tokens: int) -> None:
+        if self.stream.policy.n_keep == "system":
+            self.stream.pin_system(n_tokens)
+        else:
+            self.stream.change(n_keep=n_tokens)
 
     def reset(self) -> None:
         """Begin anew, under the same system prompt and policy."""
@@ -142,7 +161,7 @@ class Chat:
         return block, rest
 
     def _open(self, block: list[int], rest: list[int]) -> None:
-        self._n_system = len(block)
+        self._block_end = len(block)
         self.stream.pin_system(max(len(block), LEAST_SINK))
         self.stream.feed([*block, *rest])
 

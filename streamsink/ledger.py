@@ -230,6 +230,18 @@ class Ledger:
             run.pos = pos
             pos += len(run)
 
+    def replace_pinned(self, tokens: Sequence[int]) -> None:
+        """Strike the pinned tokens and enter others in their place, where none is in the cache yet.
+
+        They were never part of the stream, so their indices are below 0.
+        """
+        at = self._boundary(self.n_pinned)
+        gone = sum(len(run) for run in self._runs[:at])
+        pos = self._runs[at].pos - len(tokens)
+        self._runs[:at] = [Run(-len(tokens), pos, deque(tokens))] if tokens else []
+        self._n_live += len(tokens) - gone
+        self.n_keep = len(tokens)
+
     def shifts(self) -> list[tuple[Span, int]]:
         """Position changes that close every gap by moving later runs down, lowest run first."""
         moves: list[tuple[Span, int]] = []

@@ -183,12 +183,17 @@ class Model(Closing):
         swa_full = policy.placement == "rotate"
         backend = NativeContext(self._weights, n_ctx, settings, swa_full=swa_full)
         try:
-            stream = Stream(backend, policy, n_ctx, on_evict=on_evict, on_event=on_event)
+            return Stream(
+                backend,
+                policy,
+                n_ctx,
+                on_evict=on_evict,
+                on_event=on_event,
+                siblings=self._streams,
+            )
         except Exception:
             backend.close()
             raise
-        self._streams.add(stream)
-        return stream
 
     def close(self) -> None:
         """Close all streams, and free the weights. Twice is fine."""

@@ -36,7 +36,7 @@ class Event:
 
     Attributes
     ----------
-    kind : {"evict", "reanchor", "rotate", "rebase"}
+    kind : {"evict", "reanchor", "rotate", "rebase", "repin"}
         What happened.
     index : int
         Index of the first token concerned; for all but ``evict`` the index of the next token.
@@ -48,11 +48,33 @@ class Event:
         The evicted tokens; empty for the other kinds.
     """
 
-    kind: Literal["evict", "reanchor", "rotate", "rebase"]
+    kind: Literal["evict", "reanchor", "rotate", "rebase", "repin"]
     index: int
     n_tokens: int
     ms: float
     tokens: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Repinned:
+    """What swapping the pinned prefix came to.
+
+    Attributes
+    ----------
+    n_tokens : int
+        Tokens of the new prefix.
+    n_evaluated : int
+        Tokens that were evaluated: the prefix, or it and the window.
+    n_evicted : int
+        Tokens that left the window to make room.
+    ms : float
+        Milliseconds it took.
+    """
+
+    n_tokens: int
+    n_evaluated: int
+    n_evicted: int
+    ms: float
 
 
 @dataclass(frozen=True, slots=True)

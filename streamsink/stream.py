@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import operator
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, MutableSet, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -20,7 +21,7 @@ from streamsink.errors import ClosedError, UsageError
 from streamsink.interrupt import Exclusive
 from streamsink.ledger import Evicted
 from streamsink.policy import SinkPolicy
-from streamsink.records import Event, Finish, Stats, Step, Visible
+from streamsink.records import Event, Finish, Repinned, Stats, Step, Visible
 from streamsink.sampling import Sampling
 from streamsink.scoring import nll
 from streamsink.text import TextStream
@@ -66,6 +67,8 @@ class Stream(Closing):
         Called with every `Event`, likewise.
     rebase_at : int
         Position at which a growing stream is brought back to 0.
+    siblings : mutable set of Stream, optional
+        Where this stream and its forks enter themselves.
 
     Raises
     ------
@@ -84,9 +87,11 @@ class Stream(Closing):
         on_evict: Callable[[Evicted], object] | None = None,
         on_event: Callable[[Event], object] | None = None,
         rebase_at: int = REBASE_AT,
+        siblings: MutableSet[Stream] | None = None,
     ) -> None:
         policy.check(n_ctx)
         self.n_ctx = n_ctx
+        self._siblings = siblings
         self._on_evict = on_evict
         self._on_event = on_event
         self._news: deque[Event] = deque()
@@ -114,6 +119,8 @@ class Stream(Closing):
         self._generating = _Meter()
         self._sampler: tuple[Sampling, Sampler] | None = None
         self._closed = False
+        if siblings is not None:
+            siblings.add(self)
 
     # -- what the user holds in hand ------------------------------------------------------------
 
@@ -145,6 +152,62 @@ class Stream(Closing):
             except Exception:
                 self._n_system = previous
                 raise
+
+    def repin(self, text: Input, *, special: bool = False, exact: bool = False) -> Repinned:
+        """Swap the pinned prefix for another, shorter or longer, and keep the window.
+
+        The new prefix is evaluated once, right below the window, and ``n_keep`` becomes its length.
+        Keys and values of the window still remember the old prefix. Tokens of the new one have
+        indices below 0, for they were never part of the stream.
+
+        Parameters
+        ----------
+        text : str or sequence of int
+            Text gets the model's BOS in front; tokens are taken as they are.
+        special : bool
+            Read ``<|...|>`` in the text as control tokens.
+        exact : bool
+            Evaluate the window anew behind it, so that nothing of the old prefix is left.
+
+        Returns
+        -------
+        Repinned
+            What it took.
+
+        Raises
+        ------
+        UsageError
+            Nothing has been fed, or the prefix leaves no window; nothing has changed.
+        DecodeError, CacheError
+            llama.cpp failed; a prefix that is swapped already is evaluated before the stream goes
+            on.
+        """
+        with self._alone:
+            start = time.perf_counter()
+            if self._is_empty:
+                raise UsageError("an empty stream has no prefix to swap: feed it first")
+            tokens = self._tokens(text, special)
+            bos = self._vocabulary.bos
+            if isinstance(text, str) and bos is not None and tokens[:1] != [bos]:
+                tokens.insert(0, bos)
+            policy = self._policy
+            if policy.n_keep != "system":
+                policy = replace(policy, n_keep=len(tokens))
+            policy.check(self.n_ctx)
+            if len(tokens) >= self.n_ctx:
+                raise UsageError(
+                    f"a pinned prefix of {len(tokens)} tokens leaves no window in n_ctx "
+                    f"{self.n_ctx}: shorten it, or start with a larger --ctx"
+                )
+            self._advance(())
+            try:
+                n_evaluated, n_evicted = self._cache.repin(tokens, exact=exact)
+            finally:
+                if self._cache.ledger.n_keep == len(tokens):
+                    self._policy, self._n_system = policy, len(tokens)
+                    self._cache.adopt(policy, len(tokens))
+            ms = (time.perf_counter() - start) * 1e3
+        return Repinned(len(tokens), n_evaluated, n_evicted, ms)
 
     def feed(self, text: Input, *, special: bool = False) -> int:
         """Take in text or tokens of any length, evicting on the way.
@@ -242,6 +305,74 @@ class Stream(Closing):
         if ignore_eos and sampling.grammar:
             raise UsageError("a grammar ends where the text ends: drop ignore_eos or the grammar")
         return self._generate(max_tokens, TextStream(stop), sampling, ignore_eos)
+
+    async def agenerate(
+        self,
+        max_tokens: int | None = 256,
+        stop: Sequence[str] = (),
+        sampling: Sampling | None = None,
+        *,
+        ignore_eos: bool = False,
+    ) -> AsyncIterator[Step]:
+        """`generate` for an event loop, which is free while llama.cpp works.
+
+        Cancelled, the stream holds what was yielded: the step under way is waited for and taken
+        back.
+        """
+        steps = self.generate(max_tokens, stop, sampling, ignore_eos=ignore_eos)
+        while True:
+            under_way = asyncio.ensure_future(asyncio.to_thread(next, steps, None))
+            try:
+                step = await asyncio.shield(under_way)
+            except asyncio.CancelledError:
+                late = await under_way
+                if late:
+                    self._unsay(late)
+                raise
+            if step is None:
+                return
+            yield step
+
+    def fork(
+        self,
+        *,
+        on_evict: Callable[[Evicted], object] | None = None,
+        on_event: Callable[[Event], object] | None = None,
+    ) -> Stream:
+        """Open a second stream that stands where this one stands, and goes on by itself.
+
+        A prompt is evaluated once and used many times: the cells are copied, not computed. Policy
+        and sampler are copied too; counters go on from where they are.
+
+        Raises
+        ------
+        ModelError, MemoryBudgetError
+            There is no room for another context.
+        DecodeError, CacheError
+            The cells cannot be copied; this stream goes on.
+        """
+        with self._alone:
+            backend, ledger, counters = self._cache.fork()
+            try:
+                other = Stream(
+                    backend,
+                    self._policy,
+                    self.n_ctx,
+                    on_evict=on_evict,
+                    on_event=on_event,
+                    rebase_at=self._cache.rebase_at,
+                    siblings=self._siblings,
+                )
+                other._cache.take_over(ledger, counters)
+                other._pending = list(self._pending)
+                other._n_prompt, other._n_system = self._n_prompt, self._n_system
+                if self._sampler:
+                    settings, chain = self._sampler
+                    other._sampler = settings, chain.clone()
+            except BaseException:
+                backend.close()
+                raise
+        return other
 
     def logits(self) -> Logits:
         """What the stream foresees: the logits of the next token.

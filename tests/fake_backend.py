@@ -11,7 +11,7 @@ What llama.cpp would abort on raises `Abort`, which nothing catches; so does wha
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -72,6 +72,9 @@ class FakeSampler:
 
     def __init__(self) -> None:
         self.closed = False
+
+    def clone(self) -> FakeSampler:
+        return FakeSampler()
 
     def close(self) -> None:
         self.closed = True
@@ -165,6 +168,12 @@ class FakeBackend:
             }
             if len(edges) > 1:
                 raise DecodeError(f"sequences {members} diverge", -1)
+
+    def fork(self) -> FakeBackend:
+        self._alive()
+        other = FakeBackend(self.n_cells, self.n_lanes, self.n_batch, self.capabilities)
+        other.cells = [replace(cell, sequences={MAIN}) for cell in self._of(MAIN)]
+        return other
 
     def logits(self) -> Logits:
         self._alive()

@@ -239,6 +239,9 @@ class FaultyBackend:
     def n_rows(self) -> int:
         return self.fake.n_rows
 
+    def fork(self) -> FakeBackend:
+        return self.fake.fork()
+
     def logits(self) -> Logits:
         return self.fake.logits()
 

@@ -93,9 +93,30 @@ def test_the_system_prompt_may_change() -> None:
     chat, backend = open_chat(SinkPolicy("system"), system="Be kind.")
     assert chat.change_system("Be brief.") == 0
     answer(chat, backend, "Hi", "Ho")
-    assert chat.change_system("Be a pirate.") == len(chat.stream.visible_tokens())
+    n_evaluated = chat.change_system("Be a pirate.")
+    assert n_evaluated == chat.stream.stats.pinned < len(chat.stream.visible_tokens())
     assert fed(chat).startswith(b"<s>[system]Be a pirate.</s>[user]Hi</s>[assistant]Ho")
     assert chat.stream.stats.pinned == len("<[system]Be a pirate.</s>") - len("/s>") + 3
+    answer(chat, backend, "And?", "So.")
+    assert b"Ho</s>[user]And?</s>[assistant]So." in fed(chat)
+
+
+def test_a_system_prompt_changes_exactly() -> None:
+    chat, backend = open_chat(SinkPolicy("system"), system="Be kind.")
+    answer(chat, backend, "Hi", "Ho")
+    assert chat.change_system("Be a pirate.", exact=True) == len(chat.stream.visible_tokens())
+    assert fed(chat).startswith(b"<s>[system]Be a pirate.</s>[user]Hi</s>[assistant]Ho")
+
+
+@pytest.mark.parametrize("n_keep", [0, 4, 30])
+def test_a_system_prompt_changes_under_any_keep(n_keep: int) -> None:
+    chat, backend = open_chat(SinkPolicy(n_keep), system="Be kind.")
+    answer(chat, backend, "Hi", "Ho")
+    for prompt in ("Be a pirate.", "Be.", "Be a very polite pirate."):
+        chat.change_system(prompt)
+        whole = f"<s>[system]{prompt}</s>[user]Hi</s>[assistant]Ho"
+        assert fed(chat).startswith(whole.encode())
+        assert chat.stream.policy.n_keep == n_keep
     answer(chat, backend, "And?", "So.")
     assert b"Ho</s>[user]And?</s>[assistant]So." in fed(chat)
 

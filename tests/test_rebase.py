@@ -53,7 +53,7 @@ def test_at_the_limit_nothing_changes(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", NOT_SHIFTING)
 def test_without_a_k_shift_the_live_tokens_are_evaluated_again(name: str, tmp_path: Path) -> None:
     with model_of(name, tmp_path) as model, opened(model) as stream:
-        stream._cache._rebase_at = 60
+        stream._cache.rebase_at = 60
         at = 0
         seen: list[int] = []
         while not stream.stats.rebases:

@@ -398,7 +398,7 @@ def test_a_rebase_changes_nothing(
     policy = SinkPolicy(n_keep, 1, "reanchor", slack)
     with open_stream(model, policy, n_lanes, n_batch=80) as stream:
         # Twice the sum of n_ctx, slack and batch is the least: at most 288 here.
-        stream._cache._rebase_at = 60
+        stream._cache.rebase_at = 60
         scores = stream.score(tokens)
         assert stream.stats.rebases > 0
         assert stream.stats.positions[1] < 300

@@ -35,7 +35,7 @@ COMMANDS = {
     "memory": ("", "what the model can see, and the edges of what it has forgotten"),
     "keep": ("N", "pin the first N visible tokens (or: system)"),
     "discard": ("N", "evict N tokens at once (or: half)"),
-    "system": ("TEXT", "change the system prompt; what is visible is evaluated again behind it"),
+    "system": ("TEXT", "change the system prompt in mid-stream; what is visible stays"),
     "reset": ("", "begin anew"),
     "quit": ("", "leave (also Ctrl-D)"),
 }

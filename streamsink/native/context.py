@@ -78,6 +78,7 @@ class NativeContext:
         self, weights: Weights, n_ctx: int, settings: CacheSettings, *, swa_full: bool
     ) -> None:
         self._weights = weights
+        self._made_with = (n_ctx, settings, swa_full)
         check_types(weights.traits, settings)
         self._n_lanes_asked = n_lanes_of(n_ctx, settings, weights.traits)
         n_spare = self._n_lanes_asked - 1
@@ -301,6 +302,58 @@ class NativeContext:
         # Touched now, so that a stream's memory is the same from its first token on.
         ctypes.memset(buffer, 1, n_bytes)
         return buffer
+
+    def fork(self) -> NativeContext:
+        """Open another context of the same kind, with the same cells in `MAIN` and no others.
+
+        Raises
+        ------
+        CacheError
+            llama.cpp cannot copy the cells, or keys wait to be rotated.
+        ModelError, MemoryBudgetError
+            There is no room for another context.
+        """
+        n_ctx, settings, swa_full = self._made_with
+        other = NativeContext(self._weights, n_ctx, settings, swa_full=swa_full)
+        other._n_lanes, other.lane_order = self._n_lanes, self.lane_order
+        try:
+            other.load(self.save())
+        except BaseException:
+            other.close()
+            raise
+        return other
+
+    def save(self) -> memoryview:
+        """The cells of `MAIN` in llama.cpp's own form.
+
+        Raises
+        ------
+        CacheError
+            llama.cpp cannot give them out, or keys wait to be rotated.
+        """
+        if self._shift_waits:  # positions would be those after it, keys those before
+            raise CacheError("keys wait to be rotated: feed or generate a token first")
+        room = int(llama.llama_state_seq_get_size(self._handle, MAIN))
+        buffer = (ctypes.c_uint8 * room)()
+        n = int(llama.llama_state_seq_get_data(self._handle, buffer, room, MAIN))
+        if n == 0:
+            raise CacheError(f"llama.cpp cannot give out the cache: {last_error()}")
+        return memoryview(buffer)[:n]
+
+    def load(self, state: memoryview) -> None:
+        """Put cells that `save` gave out into `MAIN`, and nothing else.
+
+        Raises
+        ------
+        CacheError
+            They do not fit; the cache is empty.
+        """
+        self.clear()
+        data = np.frombuffer(state, np.uint8).ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+        forget_errors()
+        if not llama.llama_state_seq_set_data(self._handle, data, len(state), MAIN):
+            self.clear()
+            raise CacheError(f"llama.cpp cannot take {len(state)} bytes of cache: {last_error()}")
 
     def clear(self) -> None:
         """Empty every sequence."""

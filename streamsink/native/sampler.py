@@ -76,6 +76,15 @@ class NativeSampler:
         # The chain owns what is added to it (llama.h).
         llama.llama_sampler_chain_add(self._chain, sampler)
 
+    def clone(self) -> NativeSampler:
+        """Copy the chain, its state included: both go on alike."""
+        if self._chain is None:
+            raise ClosedError("this sampler is closed: build another")
+        other = object.__new__(NativeSampler)
+        other._chain = llama.llama_sampler_clone(self._chain)
+        other._free = weakref.finalize(other, llama.llama_sampler_free, other._chain)
+        return other
+
     def sample(self, context: llama.llama_context_p) -> int:
         """Choose by the last row of logits, and accept."""
         if self._chain is None:
