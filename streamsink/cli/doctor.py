@@ -88,7 +88,7 @@ def _show_model(found: Survey, free: int) -> None:
             for name, verdict in verdicts
         ]
     show(("placement", "verdict"), rows)
-    if found.needs:
+    if found.needs and not able.no_stream:
         typer.echo()
         show(
             ("n_ctx", "KV type", "cache", "scratch", "with weights", f"of {gib(free)} free"),
@@ -109,7 +109,9 @@ def _show_model(found: Survey, free: int) -> None:
 def _traits(found: Survey) -> list[tuple[str, str]]:
     """Names and texts of what a model is like, without what it has not."""
     t = found.traits
-    rope = t.rope if t.scaling == "none" else f"{t.rope}, {t.scaling} x {t.scale:g}"
+    rope = t.rope if t.scaling == "none" else f"{t.rope}, {t.scaling}"
+    if t.scale != 1:
+        rope += f" x {t.scale:g}"
     kind = {
         "recurrent": t.recurrent,
         "hybrid": t.hybrid,
