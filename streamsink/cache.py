@@ -5,18 +5,19 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from streamsink import placement
 from streamsink.backend import MAIN, Backend
+from streamsink.boundaries import Boundaries, Sentences
 from streamsink.errors import TornError, UsageError
 from streamsink.lanes import Lanes
 from streamsink.ledger import Evicted, Ledger, Missing, Span
-from streamsink.policy import SinkPolicy, discard_size, next_chunk
+from streamsink.policy import WHOLES, SinkPolicy, discard_size, next_chunk
 from streamsink.records import Event
 from streamsink.scoring import nll
 
@@ -38,6 +39,14 @@ class Counters:
     reanchors: int = 0
     shifts: int = 0
     rebases: int = 0
+
+
+class State(NamedTuple):
+    """What a cache knows beside its backend."""
+
+    ledger: Ledger
+    counters: Counters
+    boundaries: Boundaries
 
 
 class Cache:
@@ -69,6 +78,8 @@ class Cache:
         Placement and slack in force.
     counters : Counters
         How often what has happened.
+    boundaries : Boundaries
+        Where evictions of whole turns or sentences may end.
     logits_ready : bool
         Whether the backend's last row of logits is that of the newest token.
 
@@ -94,7 +105,10 @@ class Cache:
         self.ledger = Ledger()
         self.counters = Counters()
         self.logits_ready = False
+        self.boundaries = Boundaries()
         self.rebase_at = rebase_at
+        self._sentences = Sentences(backend.vocabulary)
+        self._cuts = False
         self._report = report
         self._pause = pause
         self._scattered = False
@@ -142,7 +156,7 @@ class Cache:
                 self._pause()
             self.logits_ready = False
             self._settle()
-            n_discard = discard_size(self._policy, self.n_ctx, ledger.n_pinned)
+            n_discard = self._n_discard()
             room = self.n_ctx - ledger.n_live
             waiting = len(tokens) - at
             chunk = next_chunk(
@@ -167,6 +181,7 @@ class Cache:
             else:
                 self._lanes.drop()
                 backend.decode(piece, ledger.next_pos, MAIN, rows)
+                self._note_sentences(piece)
                 ledger.append(piece)
             if scores is not None:
                 targets = tokens[at + 1 : at + len(piece) + 1]
@@ -192,8 +207,8 @@ class Cache:
         self.backend.remove(MAIN, ledger.next_pos - 1, -1)
         return ledger.pop()
 
-    def fork(self) -> tuple[Backend, Ledger, Counters]:
-        """Copies of backend, ledger and counters, which go on by themselves.
+    def fork(self) -> tuple[Backend, State]:
+        """Copies of backend and state, which go on by themselves.
 
         Raises
         ------
@@ -202,7 +217,8 @@ class Cache:
         """
         self._lanes.drop()
         placement.repair(self.backend, self.ledger)
-        return self.backend.fork(), copy.deepcopy(self.ledger), replace(self.counters)
+        backend = self.backend.fork()
+        return backend, copy.deepcopy(State(self.ledger, self.counters, self.boundaries))
 
     def repin(self, tokens: Sequence[int], *, exact: bool) -> tuple[int, int]:
         """Swap the pinned tokens for others, which are evaluated right below the window.
@@ -257,15 +273,16 @@ class Cache:
         self._moved("repin", n_evaluated, start)
         return n_evaluated, over
 
-    def take_over(self, ledger: Ledger, counters: Counters) -> None:
+    def take_over(self, state: State) -> None:
         """Go on from cells that are in the backend already."""
-        self.ledger, self.counters = ledger, counters
-        self._lanes = Lanes(self.backend, ledger)
+        self.ledger, self.counters, self.boundaries = state
+        self._lanes = Lanes(self.backend, self.ledger)
         self.logits_ready = False
 
     def clear(self) -> None:
         """Forget everything; the policy stays."""
         self.ledger.clear()
+        self.boundaries.clear()
         self.counters = Counters()
         self.logits_ready = self._scattered = False
         # Should the cells stay, the next token clears them first.
@@ -280,10 +297,30 @@ class Cache:
         self._scattered = False
         placement.compact(self.backend, self.ledger)
 
+    def _n_discard(self) -> int:
+        """Tokens of the next eviction: a number, or as many as leave with what is whole."""
+        ledger = self.ledger
+        self._cuts = False
+        size = discard_size(self._policy, self.n_ctx, ledger.n_pinned)
+        if self._policy.n_discard not in WHOLES:
+            return size
+        end = self.boundaries.after(ledger.window_index)
+        n_window = ledger.n_live - ledger.n_pinned
+        n_whole = n_window if end is None else ledger.n_before(end)
+        # A token must stay, for the stream to go on from.
+        self._cuts = not 0 < n_whole < n_window
+        return size if self._cuts else n_whole
+
+    def _note_sentences(self, tokens: Sequence[int]) -> None:
+        if self._policy.n_discard == "sentence":
+            for index in self._sentences.ends(tokens, self.ledger.next_index):
+                self.boundaries.add(index)
+
     def _n_lanes(self, waiting: int, n_discard: int) -> int:
         """Lanes worth asking for; the first question costs a probe."""
         if (
-            waiting <= LEAST_QUEUE * n_discard
+            self._policy.n_discard in WHOLES
+            or waiting <= LEAST_QUEUE * n_discard
             or not self.ledger.n_pinned
             or self.choice.slack < n_discard
         ):
@@ -337,7 +374,8 @@ class Cache:
     def _count(self, gone: Evicted) -> None:
         self.counters.evicted += len(gone.tokens)
         if self._report:
-            self._report(Event("evict", gone.index, len(gone.tokens), 0.0, gone.tokens))
+            tokens = gone.tokens
+            self._report(Event("evict", gone.index, len(tokens), 0.0, tokens, self._cuts))
 
     def _moved(
         self, kind: Literal["reanchor", "rotate", "rebase", "repin"], n_tokens: int, start: float

@@ -77,9 +77,18 @@ class Chat:
             block, rest = self._opening(self._system, text)
             self._open(block, rest)
         else:
-            self.stream.feed(self._tokens(self._after_answer(self._template.next_turn(text))))
+            self._feed_turn(text)
         self.turns.append(Turn("user", text))
         return self._answer(steps)
+
+    def _feed_turn(self, text: str) -> None:
+        """End the last answer and take the next turn, which begins behind that end."""
+        tokens = self._tokens(self._after_answer(self._template.next_turn(text)))
+        closing = self._tokens(self._after_answer(self._template.closing()))
+        n = len(closing) if tokens[: len(closing)] == closing else 0
+        self.stream.feed(tokens[:n])
+        self.stream.begin_turn()
+        self.stream.feed(tokens[n:])
 
     def _answer(self, steps: Iterator[Step]) -> Iterator[Step]:
         said: list[str] = []

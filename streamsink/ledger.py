@@ -124,6 +124,23 @@ class Ledger:
         return self.next_pos - self.first_pos - self._n_live
 
     @property
+    def window_index(self) -> int:
+        """Index of the oldest token that is not pinned."""
+        skip = self.n_pinned
+        for run in self._runs:
+            if skip < len(run):
+                return run.index + skip
+            skip -= len(run)
+        return self._next_index
+
+    def n_before(self, index: int) -> int:
+        """Tokens that are not pinned and come before an index."""
+        n = -self.n_pinned
+        for run in self._runs:
+            n += max(0, min(len(run), index - run.index))
+        return max(0, n)
+
+    @property
     def runs(self) -> Sequence[Run]:
         """The runs, oldest first. Read only."""
         return self._runs

@@ -15,8 +15,10 @@ from streamsink.errors import UsageError
 
 Placement: TypeAlias = Literal["rotate", "reanchor"]
 Keep: TypeAlias = int | Literal["system"]
-Discard: TypeAlias = int | Literal["half"]
+Discard: TypeAlias = int | Literal["half", "turn", "sentence"]
 
+WHOLES = ("turn", "sentence")
+"""What may be evicted whole."""
 PLACEMENTS = ("auto", "rotate", "reanchor")
 LARGEST = 2**24
 """Upper bound of every count: beyond it a 32-bit float cannot tell two positions apart."""
@@ -31,9 +33,11 @@ class SinkPolicy:
     n_keep : int or "system"
         Tokens pinned at the head of the stream, BOS counted. ``-1`` pins the whole first prompt,
         ``"system"`` the rendered system block of a chat (`streamsink.chat` turns it into a number).
-    n_discard : int or "half"
+    n_discard : int, "half", "turn" or "sentence"
         Tokens evicted at once when the cache is full. ``1`` is the paper, ``0`` and ``"half"`` are
-        half of the window (llama.cpp's convention).
+        half of the window (llama.cpp's convention). ``"turn"`` and ``"sentence"`` evict the oldest
+        whole ones, so that the window begins where one begins (`Stream.begin_turn`); of one that
+        fills the window half is cut off.
     placement : {"auto", "rotate", "reanchor"}
         How sink and window are brought side by side again, see `streamsink.placement`.
     slack : int, optional
@@ -57,8 +61,9 @@ class SinkPolicy:
     def __post_init__(self) -> None:
         if self.n_keep != "system":
             _whole("keep", self.n_keep, -1, "a number of tokens, -1 (the whole prompt) or 'system'")
-        if self.n_discard != "half":
-            _whole("discard", self.n_discard, 0, "a number of tokens, 0 or 'half'")
+        if self.n_discard not in ("half", *WHOLES):
+            possible = "a number of tokens, 0, 'half', 'turn' or 'sentence'"
+            _whole("discard", self.n_discard, 0, possible)
         if self.placement not in PLACEMENTS:
             raise UsageError(
                 f"placement {self.placement!r} is not one of {', '.join(PLACEMENTS)} (--placement)"
@@ -98,7 +103,8 @@ def _whole(option: str, value: object, least: int, possible: str) -> None:
 def discard_size(policy: SinkPolicy, n_ctx: int, n_pinned: int) -> int:
     """Tokens that one eviction takes out of a full cache, at least one.
 
-    ``half`` follows llama.cpp's completion example: half of what is not pinned.
+    ``half`` follows llama.cpp's completion example: half of what is not pinned. It is also what is
+    cut off where nothing whole can leave.
     """
     window = n_ctx - n_pinned
     n_discard = policy.n_discard if isinstance(policy.n_discard, int) else 0

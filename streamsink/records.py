@@ -46,6 +46,9 @@ class Event:
         Milliseconds it took; what a ``rotate`` costs falls to the next decode and is not in it.
     tokens : tuple of int
         The evicted tokens; empty for the other kinds.
+    cut : bool
+        Whether an eviction ended within a turn or a sentence, though it should not: one alone
+        filled the window.
     """
 
     kind: Literal["evict", "reanchor", "rotate", "rebase", "repin"]
@@ -53,6 +56,7 @@ class Event:
     n_tokens: int
     ms: float
     tokens: tuple[int, ...] = ()
+    cut: bool = False
 
 
 @dataclass(frozen=True, slots=True)

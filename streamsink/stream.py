@@ -153,6 +153,11 @@ class Stream(Closing):
                 self._n_system = previous
                 raise
 
+    def begin_turn(self) -> None:
+        """Say that a turn begins with the next token: ``n_discard="turn"`` evicts up to here."""
+        with self._alone:
+            self._cache.boundaries.add(self._cache.ledger.next_index + len(self._pending))
+
     def repin(self, text: Input, *, special: bool = False, exact: bool = False) -> Repinned:
         """Swap the pinned prefix for another, shorter or longer, and keep the window.
 
@@ -352,7 +357,7 @@ class Stream(Closing):
             The cells cannot be copied; this stream goes on.
         """
         with self._alone:
-            backend, ledger, counters = self._cache.fork()
+            backend, state = self._cache.fork()
             try:
                 other = Stream(
                     backend,
@@ -363,7 +368,7 @@ class Stream(Closing):
                     rebase_at=self._cache.rebase_at,
                     siblings=self._siblings,
                 )
-                other._cache.take_over(ledger, counters)
+                other._cache.take_over(state)
                 other._pending = list(self._pending)
                 other._n_prompt, other._n_system = self._n_prompt, self._n_system
                 if self._sampler:

@@ -83,6 +83,13 @@ class ChatTemplate:
         after = self.render(turns, True).partition(_ANSWER)[2]
         return _parts(after, {_NEXT: user})
 
+    def closing(self) -> list[Part]:
+        """The text that ends an answer; nothing, if the next turn does not begin with it."""
+        turns = [_message("user", _USER), _message("assistant", _ANSWER)]
+        closing = self.render(turns, False).partition(_ANSWER)[2]
+        after = self.render([*turns, _message("user", _NEXT)], True).partition(_ANSWER)[2]
+        return [(closing, True)] if closing and after.startswith(closing) else []
+
     def render(self, messages: Sequence[dict[str, str]], add_generation_prompt: bool) -> str:
         """The text of a conversation.
 

@@ -138,3 +138,13 @@ def test_a_reset_chat_begins_anew() -> None:
     assert chat.turns == []
     answer(chat, backend, "Again", "Yes")
     assert fed(chat).startswith(b"<s>[system]Be kind.</s>[user]Again</s>[assistant]Yes")
+
+
+def test_whole_turns_leave() -> None:
+    """A question leaves with its answer, and what is left begins with a question."""
+    chat, backend = open_chat(SinkPolicy("system", "turn"), n_ctx=150, system="Be kind.")
+    for n in range(30):
+        answer(chat, backend, f"Question {n}?", "It is so." * (n % 3 + 1))
+        seen = fed(chat)
+        assert seen.startswith(b"<s>[system]Be kind.</s>[user]Question")
+        assert seen.count(b"[user]") == seen.count(b"[assistant]")

@@ -50,7 +50,9 @@ def tokens(tiny_model: TinyModel) -> list[int]:
 @pytest.fixture(scope="module")
 def expected(tiny_model: TinyModel, tokens: list[int]) -> Callable[..., Floats]:
     @cache
-    def scores(n_discard: Discard = 1, slack: int = 0, n_keep: int = N_KEEP) -> Floats:
+    def scores(
+        n_discard: int | Literal["half"] = 1, slack: int = 0, n_keep: int = N_KEEP
+    ) -> Floats:
         logits = stream_logits(tiny_model, tokens, N_CTX, n_keep, n_discard, slack)
         return nll(logits, tokens)
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 from typer.core import TyperGroup
 
+from streamsink import policy as policies
 from streamsink.advice import warnings
 from streamsink.cli.grouped import grouped
 from streamsink.cli.options import (
@@ -148,7 +149,7 @@ def speed(
 
     settings = SpeedSettings(
         n_ctx=_numbers("ctx", ctx or str(QUICK_CTX if quick else FULL_CTX)),
-        n_discard=tuple(discard_of(part) for part in _parts(discard)),
+        n_discard=tuple(_discard_of(part) for part in _parts(discard)),
         samples=samples if samples is not None else (1 if quick else 3),
     )
     _measure(context, model, Plan(_setup(engine, cache), speed=settings), run)
@@ -187,7 +188,7 @@ def ppl(
         policies=cast(Any, _parts(policy)),
         n_ctx=_numbers("ctx", ctx),
         n_keep=_numbers("keep", keep),
-        n_discard=[discard_of(part) for part in _parts(discard)],
+        n_discard=[_discard_of(part) for part in _parts(discard)],
         placement=cast(Any, _parts(placement)),
         slack=[_slack_of(part) for part in _parts(slack)],
         cache_types=_parts(cache_type),
@@ -224,7 +225,7 @@ def recall(
     settings = RecallSettings(
         n_ctx=ctx,
         n_keep=keep,
-        n_discard=discard_of(discard),
+        n_discard=_discard_of(discard),
         n_facts=facts if facts is not None else (12 if quick else 40),
     )
     _measure(context, model, Plan(_setup(engine, cache), recall=settings), run)
@@ -387,3 +388,11 @@ def _parts(text: str) -> list[str]:
 
 def _numbers(option: str, text: str) -> tuple[int, ...]:
     return tuple(number(option, part) for part in _parts(text))
+
+
+def _discard_of(text: str) -> policies.Discard:
+    """What ``--discard`` means where nobody takes turns."""
+    discard = discard_of(text)
+    if discard in policies.WHOLES:
+        raise UsageError(f"--discard {text} is for chats: a number or 'half' can be measured")
+    return discard

@@ -34,7 +34,7 @@ COMMANDS = {
     "stats": ("", "the stream in numbers"),
     "memory": ("", "what the model can see, and the edges of what it has forgotten"),
     "keep": ("N", "pin the first N visible tokens (or: system)"),
-    "discard": ("N", "evict N tokens at once (or: half)"),
+    "discard": ("N", "evict N tokens at once (or: half, turn, sentence)"),
     "system": ("TEXT", "change the system prompt in mid-stream; what is visible stays"),
     "reset": ("", "begin anew"),
     "quit": ("", "leave (also Ctrl-D)"),

@@ -46,6 +46,8 @@ def generate(
     policy = memory.policy(model, default_keep=4)
     if policy.n_keep == "system":
         raise UsageError("--keep system needs a chat: give a number, or -1 for the whole prompt")
+    if policy.n_discard == "turn":
+        raise UsageError("--discard turn needs a chat: give a number, half or sentence")
     if policy.n_keep == -1 and file is not None:
         raise UsageError("--keep -1 pins a prompt given with -p; for --file give a number")
     if max_tokens < -1:

@@ -67,8 +67,8 @@ class PolicyOptions:
     discard: Annotated[
         str | None,
         typer.Option(
-            help="Tokens evicted at once: N, or half (of the window). Without, what the model's "
-            "entry says; else 1."
+            help="Tokens evicted at once: N, half (of the window), or whole: turn (in a chat), "
+            "sentence. Without, what the model's entry says; else 1."
         ),
     ] = None
     placement: Annotated[str, typer.Option(help="auto, rotate or reanchor.")] = "auto"
@@ -193,7 +193,9 @@ def keep_of(text: str) -> policies.Keep:
 
 def discard_of(text: str) -> policies.Discard:
     """What ``--discard`` means."""
-    return "half" if text == "half" else number("discard", text, "a number or 'half'")
+    if text in ("half", "turn", "sentence"):
+        return cast(policies.Discard, text)
+    return number("discard", text, "a number, 'half', 'turn' or 'sentence'")
 
 
 def number(option: str, text: str, possible: str = "a number") -> int:
