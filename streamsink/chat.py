@@ -54,6 +54,7 @@ class Chat:
         self._template = template
         self._system = system
         self._block_end = 0
+        self._turn_start = 0
         self._last: Step | None = None
 
     @property
@@ -88,6 +89,7 @@ class Chat:
         n = len(closing) if tokens[: len(closing)] == closing else 0
         self.stream.feed(tokens[:n])
         self.stream.begin_turn()
+        self._turn_start = self.stream.stats.index
         self.stream.feed(tokens[n:])
 
     def _answer(self, steps: Iterator[Step]) -> Iterator[Step]:
@@ -100,6 +102,29 @@ class Chat:
                 yield step
         finally:
             self.turns.append(Turn("assistant", "".join(said)))
+
+    def pin(self) -> int:
+        """Pin the last exchange for good: the question and what was answered.
+
+        Returns
+        -------
+        int
+            Tokens that are pinned now.
+
+        Raises
+        ------
+        UsageError
+            Nothing was said, or it leaves no window; nothing has changed.
+        """
+        if not self.turns:
+            raise UsageError("nothing was said that could be pinned")
+        done = self.stream.pin(self._turn_start, self.stream.stats.index)
+        self._block_end = 0
+        return done.n_tokens
+
+    def unpin(self) -> int:
+        """Release what was pinned last; see `Stream.unpin`."""
+        return self.stream.unpin().n_tokens
 
     def change_system(self, system: str, *, exact: bool = False) -> int:
         """Swap the system prompt in the midst of the conversation; what is visible stays.
@@ -136,8 +161,8 @@ class Chat:
         self._system, self._block_end = system, 0
         keep = before[0].n_keep
         if keep == "system":
-            self.stream.pin_system(max(len(block), LEAST_SINK))
-        elif keep != -1:
+            self.stream.pin_system(max(self.stream.stats.pinned, LEAST_SINK))
+        elif keep != -1 and not self.stream.pins:
             self.stream.change(n_keep=keep)
         return done.n_evaluated
 
@@ -170,7 +195,7 @@ class Chat:
         return block, rest
 
     def _open(self, block: list[int], rest: list[int]) -> None:
-        self._block_end = len(block)
+        self._block_end = self._turn_start = len(block)
         self.stream.pin_system(max(len(block), LEAST_SINK))
         self.stream.feed([*block, *rest])
 

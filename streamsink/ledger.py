@@ -133,6 +133,14 @@ class Ledger:
             skip -= len(run)
         return self._next_index
 
+    def window_tokens(self, start: int, stop: int) -> Iterator[int]:
+        """Ids of the live tokens of an index range that are not pinned, in order."""
+        skip = self.n_pinned
+        for run in self._runs:
+            first = max(min(skip, len(run)), start - run.index)
+            yield from islice(run.tokens, max(0, first), max(0, min(len(run), stop - run.index)))
+            skip = max(0, skip - len(run))
+
     def n_before(self, index: int) -> int:
         """Tokens that are not pinned and come before an index."""
         n = -self.n_pinned

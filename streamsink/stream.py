@@ -9,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, MutableSet, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain, islice
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -98,6 +99,7 @@ class Stream(Closing):
         self._vocabulary = backend.vocabulary
         self._policy = policy
         self._pending: list[int] = []
+        self._pins: tuple[tuple[int, ...], ...] = ()
         self._n_prompt = 0
         self._n_system: int | None = None
         n_keep = policy.n_keep if isinstance(policy.n_keep, int) else 0
@@ -143,6 +145,11 @@ class Stream(Closing):
         with self._alone:
             self._adopt(replace(self._policy, **settings))
 
+    @property
+    def pins(self) -> tuple[tuple[int, ...], ...]:
+        """Tokens of the spans that are pinned beside the prefix, by `pin`."""
+        return self._pins
+
     def pin_system(self, n_tokens: int) -> None:
         """Say how many tokens the system block has: what ``n_keep="system"`` pins."""
         with self._alone:
@@ -159,7 +166,7 @@ class Stream(Closing):
             self._cache.boundaries.add(self._cache.ledger.next_index + len(self._pending))
 
     def repin(self, text: Input, *, special: bool = False, exact: bool = False) -> Repinned:
-        """Swap the pinned prefix for another, shorter or longer, and keep the window.
+        """Swap the pinned prefix for another, shorter or longer; window and pinned spans stay.
 
         The new prefix is evaluated once, right below the window, and ``n_keep`` becomes its length.
         Keys and values of the window still remember the old prefix. Tokens of the new one have
@@ -188,30 +195,83 @@ class Stream(Closing):
             on.
         """
         with self._alone:
-            start = time.perf_counter()
-            if self._is_empty:
-                raise UsageError("an empty stream has no prefix to swap: feed it first")
             tokens = self._tokens(text, special)
             bos = self._vocabulary.bos
             if isinstance(text, str) and bos is not None and tokens[:1] != [bos]:
                 tokens.insert(0, bos)
-            policy = self._policy
-            if policy.n_keep != "system":
-                policy = replace(policy, n_keep=len(tokens))
-            policy.check(self.n_ctx)
-            if len(tokens) >= self.n_ctx:
-                raise UsageError(
-                    f"a pinned prefix of {len(tokens)} tokens leaves no window in n_ctx "
-                    f"{self.n_ctx}: shorten it, or start with a larger --ctx"
-                )
+            return self._repin(tokens, self._pins, exact=exact)
+
+    def pin(self, start: int, stop: int) -> Repinned:
+        """Pin a span for good, beside the prefix: facts that must not be forgotten.
+
+        The span is evaluated once more, as the end of the pinned prefix, and stays in the window
+        too until it leaves there.
+
+        Parameters
+        ----------
+        start, stop : int
+            Index range, half-open; of it is pinned what the model can still see and is not pinned
+            already.
+
+        Raises
+        ------
+        UsageError
+            Nothing of it can be seen any more, or it leaves no window; nothing has changed.
+        DecodeError, CacheError
+            As for `repin`.
+        """
+        with self._alone:
             self._advance(())
-            try:
-                n_evaluated, n_evicted = self._cache.repin(tokens, exact=exact)
-            finally:
-                if self._cache.ledger.n_keep == len(tokens):
-                    self._policy, self._n_system = policy, len(tokens)
-                    self._cache.adopt(policy, len(tokens))
-            ms = (time.perf_counter() - start) * 1e3
+            span = tuple(self._cache.ledger.window_tokens(start, stop))
+            if not span:
+                raise UsageError(f"nothing of {start} to {stop} is in the window: there is no more")
+            return self._repin(self._prefix(), (*self._pins, span))
+
+    def unpin(self) -> Repinned:
+        """Release the span that was pinned last.
+
+        Raises
+        ------
+        UsageError
+            There is none.
+        DecodeError, CacheError
+            As for `repin`.
+        """
+        with self._alone:
+            if not self._pins:
+                raise UsageError("nothing is pinned beside the prefix")
+            return self._repin(self._prefix(), self._pins[:-1])
+
+    def _prefix(self) -> list[int]:
+        """The pinned tokens without the spans that were pinned beside them."""
+        ledger = self._cache.ledger
+        n_prefix = ledger.n_pinned - sum(map(len, self._pins))
+        return list(islice(ledger.tokens(), n_prefix))
+
+    def _repin(
+        self, prefix: Sequence[int], pins: tuple[tuple[int, ...], ...], *, exact: bool = False
+    ) -> Repinned:
+        start = time.perf_counter()
+        if self._is_empty:
+            raise UsageError("an empty stream has no prefix to swap: feed it first")
+        tokens = [*prefix, *chain.from_iterable(pins)]
+        policy = self._policy
+        if policy.n_keep != "system":
+            policy = replace(policy, n_keep=len(tokens))
+        policy.check(self.n_ctx)
+        if len(tokens) >= self.n_ctx:
+            raise UsageError(
+                f"a pinned prefix of {len(tokens)} tokens leaves no window in n_ctx "
+                f"{self.n_ctx}: shorten it, or start with a larger --ctx"
+            )
+        self._advance(())
+        try:
+            n_evaluated, n_evicted = self._cache.repin(tokens, exact=exact)
+        finally:
+            if self._cache.ledger.n_keep == len(tokens):
+                self._policy, self._n_system, self._pins = policy, len(tokens), pins
+                self._cache.adopt(policy, len(tokens))
+        ms = (time.perf_counter() - start) * 1e3
         return Repinned(len(tokens), n_evaluated, n_evicted, ms)
 
     def feed(self, text: Input, *, special: bool = False) -> int:
@@ -371,6 +431,7 @@ class Stream(Closing):
                 other._cache.take_over(state)
                 other._pending = list(self._pending)
                 other._n_prompt, other._n_system = self._n_prompt, self._n_system
+                other._pins = self._pins
                 if self._sampler:
                     settings, chain = self._sampler
                     other._sampler = settings, chain.clone()
@@ -472,6 +533,7 @@ class Stream(Closing):
         """Forget everything and begin anew, under the same policy."""
         with self._alone:
             self._pending.clear()
+            self._pins = ()
             self._n_prompt = 0
             self._drop_sampler()
             self._cache.clear()
@@ -497,6 +559,7 @@ class Stream(Closing):
                 self._on_event(event)
 
     def _adopt(self, policy: SinkPolicy) -> None:
+        n_pinned = self._cache.ledger.n_pinned
         policy.check(self.n_ctx)
         n_keep = self._n_keep(policy)
         if n_keep >= self.n_ctx:
@@ -506,6 +569,8 @@ class Stream(Closing):
             )
         self._cache.adopt(policy, n_keep)
         self._policy = policy
+        if n_keep != n_pinned:
+            self._pins = ()  # what ends elsewhere is a prefix like any other
 
     def _n_keep(self, policy: SinkPolicy) -> int:
         """What the policy pins on this stream, as a number."""

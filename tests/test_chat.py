@@ -8,7 +8,7 @@ import pytest
 
 from streamsink.chat import LEAST_SINK, Chat
 from streamsink.errors import UsageError
-from streamsink.policy import SinkPolicy
+from streamsink.policy import Keep, SinkPolicy
 from streamsink.stream import Stream
 from streamsink.template import ChatTemplate
 from tests.fake_backend import BOS, EOS, FakeBackend
@@ -148,3 +148,29 @@ def test_whole_turns_leave() -> None:
         seen = fed(chat)
         assert seen.startswith(b"<s>[system]Be kind.</s>[user]Question")
         assert seen.count(b"[user]") == seen.count(b"[assistant]")
+
+
+@pytest.mark.parametrize("n_keep", ["system", 4])
+def test_an_exchange_that_is_pinned_is_there_at_the_end(n_keep: Keep) -> None:
+    chat, backend = open_chat(SinkPolicy(n_keep, 1), n_ctx=150, system="Be kind.")
+    answer(chat, backend, "Hello?", "Hello.")
+    answer(chat, backend, "I am Ada.", "Noted.")
+    chat.pin()
+    for n in range(30):
+        answer(chat, backend, f"Question {n}?", "It is so.")
+        assert b"[user]I am Ada.</s>[assistant]Noted." in fed(chat)
+    assert b"Hello?" not in fed(chat)
+    chat.change_system("Be brief.")
+    assert b"[system]Be brief.</s>" in fed(chat)
+    assert b"[user]I am Ada." in fed(chat)
+    chat.unpin()
+    answer(chat, backend, "Who am I?", "I do not know.")
+    assert b"Ada" not in fed(chat)
+    with pytest.raises(UsageError, match="nothing is pinned"):
+        chat.unpin()
+
+
+def test_nothing_said_is_nothing_pinned() -> None:
+    chat, _ = open_chat(SinkPolicy("system"))
+    with pytest.raises(UsageError, match="nothing was said"):
+        chat.pin()

@@ -187,3 +187,74 @@ def test_a_failure_is_made_up_for() -> None:
         assert [c.token for c in sorted(backend.cells, key=lambda c: c.pos)] == (
             stream.visible_tokens()
         )
+
+
+# -- spans --------------------------------------------------------------------------------------
+
+
+def test_a_span_stays_for_good(shallow: Model) -> None:
+    with opened(shallow, slack=0) as stream:
+        stream.feed(TOKENS[:60])
+        span = TOKENS[50:55]
+        done = stream.pin(50, 55)
+        assert done.n_tokens == N_KEEP + 5
+        assert stream.pins == (tuple(span),)
+        stream.feed(TOKENS[60:200])
+        head = stream.visible_tokens()[: N_KEEP + 5]
+        assert head == [*TOKENS[:N_KEEP], *span]
+        with opened(shallow, N_KEEP + 5, slack=0) as fresh:
+            fresh.feed([*head, *window_of(stream)])
+            assert np.abs(fresh.logits() - stream.logits()).max() < CLOSE
+
+
+def test_spans_are_released_in_turn(model: Model) -> None:
+    with opened(model) as stream:
+        stream.feed(TOKENS[:60])
+        stream.pin(40, 43)
+        stream.pin(50, 52)
+        assert stream.pins == (tuple(TOKENS[40:43]), tuple(TOKENS[50:52]))
+        stream.repin(PREFIXES[3])
+        prefix = [*PREFIXES[3], *TOKENS[40:43], *TOKENS[50:52]]
+        assert stream.visible_tokens()[: len(prefix)] == prefix
+        with stream.fork() as other:
+            other.unpin()
+            assert other.visible_tokens()[:6] == prefix[:6]
+            assert other.stats.pinned == 6
+        stream.unpin()
+        stream.unpin()
+        assert stream.visible_tokens()[:3] == PREFIXES[3]
+        assert stream.stats.pinned == 3
+        with pytest.raises(UsageError, match="nothing is pinned beside"):
+            stream.unpin()
+
+
+def test_what_is_forgotten_cannot_be_pinned(model: Model) -> None:
+    with opened(model) as stream:
+        stream.feed(TOKENS[:150])
+        for start, stop in ((20, 40), (0, N_KEEP), (150, 160), (9, 8)):
+            with pytest.raises(UsageError, match="in the window"):
+                stream.pin(start, stop)
+        done = stream.pin(100, 110)
+        seen = stream.stats.sees[-1][0]
+        assert done.n_tokens - N_KEEP <= 10
+        assert seen >= 100
+
+
+def test_another_keep_makes_pins_a_prefix(model: Model) -> None:
+    with opened(model) as stream:
+        stream.feed(TOKENS[:60])
+        stream.pin(50, 55)
+        stream.change(n_keep=N_KEEP + 2)
+        assert stream.pins == ()
+        stream.feed(TOKENS[60:150])
+        assert stream.visible_tokens()[: N_KEEP + 2] == [*TOKENS[:N_KEEP], *TOKENS[50:52]]
+
+
+def test_a_span_too_large(model: Model) -> None:
+    with opened(model) as stream:
+        stream.feed(TOKENS[:60])
+        before = stream.visible_tokens()
+        with pytest.raises(UsageError, match="leaves no window"):
+            stream.pin(0, 60)
+        assert stream.visible_tokens() == before
+        assert stream.pins == ()

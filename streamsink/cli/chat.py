@@ -35,6 +35,8 @@ COMMANDS = {
     "memory": ("", "what the model can see, and the edges of what it has forgotten"),
     "keep": ("N", "pin the first N visible tokens (or: system)"),
     "discard": ("N", "evict N tokens at once (or: half, turn, sentence)"),
+    "pin": ("", "keep the last exchange for good"),
+    "unpin": ("", "release what was pinned last"),
     "system": ("TEXT", "change the system prompt in mid-stream; what is visible stays"),
     "reset": ("", "begin anew"),
     "quit": ("", "leave (also Ctrl-D)"),
@@ -191,6 +193,10 @@ class Conversation:
         elif name == "discard":
             stream.change(n_discard=discard_of(argument))
             write(f"discard: {stream.policy.n_discard}\n")
+        elif name == "pin":
+            write(f"pinned: {self._chat.pin()} tokens\n")
+        elif name == "unpin":
+            write(f"pinned: {self._chat.unpin()} tokens\n")
         elif name == "system":
             n_tokens = self._chat.change_system(argument)
             write(f"system prompt changed, {n_tokens} tokens evaluated\n")
