@@ -18,6 +18,7 @@ import tempfile
 import threading
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 from typing import IO, Any, TypeAlias
 
 from streamsink import errors
@@ -32,6 +33,13 @@ QUIET = {"GGML_NO_BACKTRACE": "1", "OMP_WAIT_POLICY": "passive", "PYTHONUTF8": "
 # A trial needs no GPU, and a GPU's runtime takes long to start and reserves address space.
 NO_GPU = {"CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": "", "GGML_VK_VISIBLE_DEVICES": ""}
 
+# As ``python -m`` does it, but that looks for modules in the current folder first, and would run
+# those of whoever filled it.
+ROOT = str(Path(__file__).resolve().parents[1])
+BEGIN = (
+    "import sys; sys.path[0] = sys.argv.pop(1); import runpy; "
+    "runpy.run_module(sys.argv.pop(1), run_name='__main__')"
+)
 # What an assertion says of where its source file lay when it was compiled.
 _FOLDERS = re.compile(r"\S*[/\\](?=[\w.-]+:\d+:)")
 
@@ -53,21 +61,30 @@ class Child(Closing):
         How much memory of its own it may take, on Linux; see `limit`.
     gpu : bool
         Whether it may see the GPUs.
+
+    Raises
+    ------
+    Died
+        No process can be started.
     """
 
     def __init__(self, module: str, *, n_bytes: int | None = None, gpu: bool = False) -> None:
         self._said: IO[str] = tempfile.TemporaryFile(  # noqa: SIM115 - closed by _end
             "w+", encoding="utf-8", errors="replace"
         )
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", module, str(n_bytes or 0)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._said,
-            encoding="utf-8",
-            env={**os.environ, **QUIET, **({} if gpu else NO_GPU)},
-            start_new_session=True,  # Ctrl-C in a terminal is meant for the parent
-        )
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", BEGIN, ROOT, module, str(n_bytes or 0)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._said,
+                encoding="utf-8",
+                env={**os.environ, **QUIET, **({} if gpu else NO_GPU)},
+                start_new_session=True,  # Ctrl-C in a terminal is meant for the parent
+            )
+        except OSError as error:
+            self._said.close()
+            raise Died(f"no process can be started: {error}") from None
         self._answers: queue.SimpleQueue[str] = queue.SimpleQueue()
         assert self._process.stdout is not None
         threading.Thread(

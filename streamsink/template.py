@@ -122,7 +122,10 @@ class ChatTemplate:
 
 
 def _renderer() -> Child:
-    return Child("streamsink.rendering", n_bytes=MOST_BYTES)
+    try:
+        return Child("streamsink.rendering", n_bytes=MOST_BYTES)
+    except Died as death:
+        raise ModelError(f"the model's chat template cannot be run: {death}") from None
 
 
 def _message(role: str, content: str) -> dict[str, str]:

@@ -3,6 +3,7 @@
 import os
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -73,6 +74,21 @@ def test_a_child_that_died_stays_dead() -> None:
         for _ in range(2):
             with pytest.raises(Died):
                 child.ask({"do": "abort"}, seconds=30)
+
+
+def test_modules_of_the_current_folder_are_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("json", "runpy", "numpy", "streamsink", "tests"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('somebody else')")
+    monkeypatch.chdir(tmp_path)
+    assert ask(HERE, {"do": "add", "numbers": [2, 3]}, seconds=30) == {"sum": 5}
+
+
+def test_without_an_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    with pytest.raises(Died, match="no process can be started"):
+        ask(HERE, {"do": "leave"}, seconds=30)
 
 
 def test_nothing_is_left_behind() -> None:
