@@ -250,6 +250,7 @@ class Cache:
         self.logits_ready = False
         n_window = ledger.n_live - ledger.n_pinned
         over = max(0, len(tokens) + n_window - self.n_ctx)
+        self._cuts = False
         if over:
             self._take_out(over)
         ledger.replace_pinned(tokens)
