@@ -9,6 +9,7 @@ tries what no script thought of. On llama.cpp the faults are real ones.
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import random
 import signal
@@ -45,6 +46,7 @@ from streamsink.model import Model
 from streamsink.native.context import NativeContext
 from streamsink.native.weights import Weights
 from streamsink.policy import SinkPolicy
+from streamsink.records import Step
 from streamsink.sampling import Sampling
 from streamsink.scoring import nll
 from streamsink.settings import CacheSettings
@@ -913,10 +915,23 @@ def grown(stream: Stream) -> None:
     stream.policy = SinkPolicy(3)
 
 
+def awaited(stream: Stream) -> list[Step]:
+    async def steps() -> list[Step]:
+        return [step async for step in stream.agenerate(2, sampling=GREEDY)]
+
+    return asyncio.run(steps())
+
+
 OPERATIONS: dict[str, Callable[[Stream], object]] = {
     "feed": lambda stream: stream.feed("more"),
     "score": lambda stream: stream.score("more"),
     "generate": lambda stream: list(stream.generate(2, sampling=GREEDY)),
+    "agenerate": awaited,
+    "fork": Stream.fork,
+    "repin": lambda stream: stream.repin("other"),
+    "pin": lambda stream: stream.pin(3, 6),
+    "unpin": Stream.unpin,
+    "begin_turn": Stream.begin_turn,
     "logits": Stream.logits,
     "stats": lambda stream: stream.stats,
     "visible": Stream.visible,
@@ -933,7 +948,7 @@ def carry_out(name: str, stream: Stream, results: list[object]) -> None:
     results.append(OPERATIONS[name](stream))
 
 
-UNCHANGING = {"n_cells", "bos", "text", "tokenize"}
+UNCHANGING = {"n_cells", "bos", "pins", "text", "tokenize"}
 
 
 def test_no_operation_is_forgotten() -> None:
