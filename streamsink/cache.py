@@ -207,6 +207,11 @@ class Cache:
         self.backend.remove(MAIN, ledger.next_pos - 1, -1)
         return ledger.pop()
 
+    def begin_turn(self, index: int) -> None:
+        """Note that a turn begins at an index, and forget those that have left the window."""
+        self.boundaries.after(self.ledger.window_index)
+        self.boundaries.add(index)
+
     def fork(self) -> tuple[Backend, State]:
         """Copies of backend and state, which go on by themselves.
 

@@ -85,7 +85,7 @@ class Chat:
     def _feed_turn(self, text: str) -> None:
         """End the last answer and take the next turn, which begins behind that end."""
         tokens = self._tokens(self._after_answer(self._template.next_turn(text)))
-        closing = self._tokens(self._after_answer(self._template.closing()))
+        closing = self._tokens(self._after_answer(self._template.closing))
         n = len(closing) if tokens[: len(closing)] == closing else 0
         self.stream.feed(tokens[:n])
         self.stream.begin_turn()

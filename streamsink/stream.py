@@ -163,7 +163,7 @@ class Stream(Closing):
     def begin_turn(self) -> None:
         """Say that a turn begins with the next token: ``n_discard="turn"`` evicts up to here."""
         with self._alone:
-            self._cache.boundaries.add(self._cache.ledger.next_index + len(self._pending))
+            self._cache.begin_turn(self._cache.ledger.next_index + len(self._pending))
 
     def repin(self, text: Input, *, special: bool = False, exact: bool = False) -> Repinned:
         """Swap the pinned prefix for another, shorter or longer; window and pinned spans stay.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import TypeAlias
 
 from streamsink.child import Child, Died
@@ -83,6 +84,7 @@ class ChatTemplate:
         after = self.render(turns, True).partition(_ANSWER)[2]
         return _parts(after, {_NEXT: user})
 
+    @cached_property
     def closing(self) -> list[Part]:
         """The text that ends an answer; nothing, if the next turn does not begin with it."""
         turns = [_message("user", _USER), _message("assistant", _ANSWER)]

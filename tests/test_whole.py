@@ -127,6 +127,15 @@ def test_a_change_of_mind() -> None:
         assert window_start(stream) == N_KEEP + 12
 
 
+def test_turns_that_have_left_are_not_remembered() -> None:
+    with opened("half") as stream:
+        stream.feed(range(N_KEEP))
+        for _ in range(200):
+            stream.begin_turn()
+            stream.feed([7] * 3)
+        assert len(stream._cache.boundaries._indices) <= N_CTX
+
+
 def test_reset_forgets_turns() -> None:
     with opened("turn") as stream:
         stream.feed(range(30))

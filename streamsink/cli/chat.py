@@ -213,7 +213,7 @@ class Conversation:
             text = " ".join(part.text.split())
             edges = text if len(text) <= 80 else f"{text[:38]} … {text[-38:]}"
             kind = "pinned" if part.pinned else "window"
-            lines.append(f"{kind} {part.start:,}-{part.stop - 1:,}: {edges}\n")
+            lines.append(f"{kind} {_range(part.start, part.stop)}: {edges}\n")
         lines.append(f"forgotten: {self._chat.stream.stats.evicted:,} tokens\n")
         return "".join(lines)
 
@@ -237,4 +237,9 @@ def _lines(stats: Stats) -> str:
 
 
 def _sees(stats: Stats) -> str:
-    return " and ".join(f"{start:,}-{stop - 1:,}" for start, stop in stats.sees) or "nothing yet"
+    return " and ".join(_range(start, stop) for start, stop in stats.sees) or "nothing yet"
+
+
+def _range(start: int, stop: int) -> str:
+    """Indices of a part of the stream; a prefix that was swapped has none of its own."""
+    return f"{start:,}-{stop - 1:,}" if start >= 0 else f"prefix of {stop - start:,}"
