@@ -312,7 +312,7 @@ class Cache:
             return size
         end = self.boundaries.after(ledger.window_index)
         n_window = ledger.n_live - ledger.n_pinned
-        n_whole = n_window if end is None else ledger.n_before(end)
+        n_whole = n_window if end is None else ledger.n_before(end) - ledger.n_pinned
         # A token must stay, for the stream to go on from.
         self._cuts = not 0 < n_whole < n_window
         return size if self._cuts else n_whole

@@ -142,11 +142,8 @@ class Ledger:
             skip = max(0, skip - len(run))
 
     def n_before(self, index: int) -> int:
-        """Tokens that are not pinned and come before an index."""
-        n = -self.n_pinned
-        for run in self._runs:
-            n += max(0, min(len(run), index - run.index))
-        return max(0, n)
+        """Live tokens that come before an index; those of a swapped prefix come before all."""
+        return sum(max(0, min(len(run), index - run.index)) for run in self._runs)
 
     @property
     def runs(self) -> Sequence[Run]:

@@ -581,8 +581,7 @@ class Stream(Closing):
                 return 0
             return self._n_system
         if policy.n_keep == -1:
-            prompt = range(self._n_prompt)
-            return sum(len(prompt[part.start : part.stop]) for part in self._cache.ledger.visible())
+            return self._cache.ledger.n_before(self._n_prompt)
         return policy.n_keep
 
     def _tokens(self, text: Input, special: bool) -> list[int]:

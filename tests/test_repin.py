@@ -188,6 +188,17 @@ def test_a_failure_is_made_up_for() -> None:
         )
 
 
+def test_the_whole_prompt_includes_a_prefix_that_was_swapped(model: Model) -> None:
+    with opened(model, -1) as stream:
+        stream.feed(TOKENS[:10])
+        stream.feed(TOKENS[10:60])
+        stream.repin(PREFIXES[20])
+        stream.change(n_keep=-1)
+        assert stream.stats.pinned == 20
+        stream.feed(TOKENS[60:150])
+        assert stream.visible_tokens()[:20] == PREFIXES[20]
+
+
 # -- spans --------------------------------------------------------------------------------------
 
 
