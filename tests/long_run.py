@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import random
+import statistics
 import struct
 import sys
 import time
@@ -78,12 +79,16 @@ class Report:
         Largest position seen.
     stats : Stats
         The stream in numbers at its end.
+    pairs : list of float
+        Speed of each piece of the last tenth as a multiple of that of the same piece, right after
+        it, in the first tenth of another stream: the machine itself changes its speed in an hour.
     """
 
     points: list[Point] = field(default_factory=list)
     drift: list[str] = field(default_factory=list)
     most_position: int = 0
     stats: Stats | None = None
+    pairs: list[float] = field(default_factory=list)
 
     @property
     def growth_bytes(self) -> int:
@@ -182,10 +187,26 @@ def drift_of(stream: Stream, record: Record, cells: Cells, most: int) -> list[st
     return [f"at {stats.index:,}: {what}: {stats}" for what, holds in checks.items() if not holds]
 
 
+def walk(stream: Stream, tokens: list[int]) -> tuple[list[int], float]:
+    """Feed and generate: the tokens generated, and the seconds that it took."""
+    start = time.perf_counter()
+    stream.feed(tokens)
+    said = [step.token for step in stream.generate(SAID, ignore_eos=True)]
+    return said, time.perf_counter() - start
+
+
 def run(
-    stream: Stream, n_vocab: int, n_tokens: int, tell: Callable[[Point], object] = lambda _: None
+    stream: Stream,
+    n_vocab: int,
+    n_tokens: int,
+    tell: Callable[[Point], object] = lambda _: None,
+    *,
+    young: Stream | None = None,
 ) -> Report:
-    """Feed and generate by turns, and look a hundred times whether all is well."""
+    """Feed and generate by turns, and look a hundred times whether all is well.
+
+    A young stream of the same kind begins its life beside the last tenth.
+    """
     cache = stream._cache
     context = cache.backend
     assert isinstance(context, NativeContext)
@@ -197,11 +218,14 @@ def run(
     draw, seconds, due = random.Random(1), 0.0, 0
     while record.n_tokens < n_tokens:
         tokens = [draw.randrange(n_vocab) for _ in range(PIECE - SAID)]
-        start = time.perf_counter()
-        stream.feed(tokens)
-        said = [step.token for step in stream.generate(SAID, ignore_eos=True)]
-        seconds += time.perf_counter() - start
+        said, took = walk(stream, tokens)
+        seconds += took
         record.add([*tokens, *said])
+        if young and record.n_tokens > n_tokens - n_tokens // 10:
+            was_full = young.stats.evictions > 0
+            took_young = walk(young, tokens)[1]
+            if was_full:
+                report.pairs.append(took_young / took)
         report.most_position = max(report.most_position, stream.stats.positions[1])
         if record.n_tokens < due and record.n_tokens < n_tokens:
             continue
@@ -212,6 +236,17 @@ def run(
         tell(report.points[-1])
     report.stats = stream.stats
     return report
+
+
+def in_pairs(pairs: list[float]) -> list[str]:
+    """The last tenth against the first of another stream, for people."""
+    if len(pairs) < 2:
+        return []
+    low, middle, high = statistics.quantiles(pairs, n=4)
+    return [
+        f"in pairs        {middle:.3f} of a young stream's speed in the last tenth: the median of "
+        f"{len(pairs):,} pieces, half of them {low:.3f} to {high:.3f}"
+    ]
 
 
 def told(report: Report) -> str:
@@ -231,6 +266,7 @@ def told(report: Report) -> str:
         f"growth          {report.growth_bytes / 2**20:.2f} MiB after the first tenth",
         f"tokens/s        {first:,.0f} in the first tenth, {last:,.0f} in the last: "
         f"{last / first:.3f}",
+        *in_pairs(report.pairs),
         f"ledger, cache   {len(report.points)} looks, {len(report.drift)} disagreements",
     ]
     return "\n".join([*lines, *report.drift[:10]])
@@ -256,8 +292,12 @@ def main() -> int:
     discard: Discard = "half" if asked.discard == "half" else int(asked.discard)
     try:
         policy = SinkPolicy(asked.keep, discard, asked.placement, asked.slack)
-        with Model.open(asked.model) as model, model.stream(policy, asked.ctx) as stream:
-            report = run(stream, model.n_vocab, asked.tokens, tell)
+        with (
+            Model.open(asked.model) as model,
+            model.stream(policy, asked.ctx) as stream,
+            model.stream(policy, asked.ctx) as young,
+        ):
+            report = run(stream, model.n_vocab, asked.tokens, tell, young=young)
     except StreamsinkError as error:
         print(f"long-run: {error}", file=sys.stderr)
         return error.exit_code
