@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamsink.sampling import Sampling
+from streamsink.snapshot import CellKind
 
 Logits: TypeAlias = NDArray[np.float32]
 
@@ -65,10 +66,7 @@ class Capabilities:
 
 
 class Sampler(Protocol):
-    """A sampler chain with its state."""
-
-    def clone(self) -> Sampler:
-        """Copy the chain, its state included: both go on alike."""
+    """A sampler chain for one generation."""
 
     def close(self) -> None:
         """Free the chain."""
@@ -106,6 +104,10 @@ class Backend(Protocol):
     @property
     def capabilities(self) -> Capabilities:
         """What may be done to this cache."""
+
+    @property
+    def kind(self) -> CellKind:
+        """What the cells depend on."""
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -164,14 +166,32 @@ class Backend(Protocol):
     def fork(self) -> Backend:
         """Open another context of the same kind, with the same cells in `MAIN` and no others."""
 
+    def save(self) -> memoryview:
+        """The cells of `MAIN`, for any backend of the same `kind`.
+
+        Raises
+        ------
+        CacheError
+            They cannot be given out, or not now.
+        """
+
+    def load(self, cells: memoryview, end: int) -> None:
+        """Put cells that `save` gave out into `MAIN`, and no others anywhere.
+
+        Raises
+        ------
+        CacheError
+            They do not fit, or do not stand right below position ``end``; the cache is empty.
+        """
+
     def logits(self) -> Logits:
         """Rows of the last decode, shape (n_rows, n_vocab). A view, good until the next decode."""
 
     def sampler(self, sampling: Sampling, recent: Sequence[int]) -> Sampler:
         """Build a chain; ``recent`` tokens count for its repetition penalties."""
 
-    def sample(self, sampler: Sampler) -> int:
-        """Choose a token by the last row of logits and accept it into the chain."""
+    def sample(self, sampler: Sampler, index: int) -> int:
+        """Choose the token of an index by the last row of logits and accept it into the chain."""
 
     def close(self) -> None:
         """Free the context. Twice is fine."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from streamsink.backend import Vocabulary
 
@@ -15,8 +15,13 @@ CLOSERS = "\"'”’»)]}*_ \n\t"
 class Boundaries:
     """Indices of a stream at which the window may begin, in order."""
 
-    def __init__(self) -> None:
-        self._indices: list[int] = []
+    def __init__(self, indices: Iterable[int] = ()) -> None:
+        self._indices = list(indices)
+
+    @property
+    def indices(self) -> tuple[int, ...]:
+        """Those that are known."""
+        return tuple(self._indices)
 
     def add(self, index: int) -> None:
         """Let the window begin at an index, which is not before those there are."""

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +19,7 @@ from streamsink.ledger import Evicted, Ledger, Missing, Span
 from streamsink.policy import WHOLES, SinkPolicy, discard_size, next_chunk
 from streamsink.records import Event
 from streamsink.scoring import nll
+from streamsink.snapshot import Counters, Snapshot
 
 REBASE_AT = 65_536
 """Position at which a growing stream is brought back to 0. RoPE angles are 32-bit floats: started
@@ -28,25 +28,6 @@ here, the scores of SmolLM2-135M in F32 differ from those of a start at 0 by 0.0
 
 LEAST_QUEUE = 4
 """Evictions for which lanes are worth their while: afterwards the cells must be put together."""
-
-
-@dataclass(slots=True)
-class Counters:
-    """How often what has happened."""
-
-    evicted: int = 0
-    evictions: int = 0
-    reanchors: int = 0
-    shifts: int = 0
-    rebases: int = 0
-
-
-class State(NamedTuple):
-    """What a cache knows beside its backend."""
-
-    ledger: Ledger
-    counters: Counters
-    boundaries: Boundaries
 
 
 class Cache:
@@ -212,18 +193,16 @@ class Cache:
         self.boundaries.after(self.ledger.window_index)
         self.boundaries.add(index)
 
-    def fork(self) -> tuple[Backend, State]:
-        """Copies of backend and state, which go on by themselves.
+    def settle(self) -> None:
+        """Bring the cells to where the ledger has them, and no others, to be given out.
 
         Raises
         ------
         DecodeError, CacheError
-            What is missing could not be brought back, or the cells cannot be copied.
+            What is missing could not be brought back.
         """
         self._lanes.drop()
         placement.repair(self.backend, self.ledger)
-        backend = self.backend.fork()
-        return backend, copy.deepcopy(State(self.ledger, self.counters, self.boundaries))
 
     def repin(self, tokens: Sequence[int], *, exact: bool) -> tuple[int, int]:
         """Swap the pinned tokens for others, which are evaluated right below the window.
@@ -279,11 +258,36 @@ class Cache:
         self._moved("repin", n_evaluated, start)
         return n_evaluated, over
 
-    def take_over(self, state: State) -> None:
-        """Go on from cells that are in the backend already."""
-        self.ledger, self.counters, self.boundaries = state
+    def take_over(self, snapshot: Snapshot) -> None:
+        """Go on from where another stream stood, with cells that are in the backend already."""
+        self.ledger = Ledger.of(snapshot.pieces, snapshot.n_keep, snapshot.n_tokens)
+        self.counters = replace(snapshot.counters)
+        self.boundaries = Boundaries(snapshot.boundaries)
         self._lanes = Lanes(self.backend, self.ledger)
         self.logits_ready = False
+
+    def evaluate(self) -> int:
+        """Evaluate the visible tokens, whose cells are not in the backend, and no more than fit.
+
+        Returns
+        -------
+        int
+            How many they are.
+
+        Raises
+        ------
+        DecodeError, CacheError
+            They could not be evaluated; whatever comes next tries again.
+        """
+        over = self.ledger.n_live - self.n_ctx
+        self.ledger.missing = Missing.ALL
+        if over > 0:
+            for gone in self.ledger.evict(over):
+                self._count(gone)
+            self.counters.evictions += 1
+        placement.repair(self.backend, self.ledger)
+        self.logits_ready = self.ledger.n_live > 0  # the newest token was decoded last
+        return self.ledger.n_live
 
     def clear(self) -> None:
         """Forget everything; the policy stays."""

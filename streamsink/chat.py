@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
+from typing import Literal, TypeAlias
 
 from streamsink.errors import UsageError
 from streamsink.records import Step
 from streamsink.sampling import Sampling
+from streamsink.snapshot import Talk, Turn
 from streamsink.stream import Stream
 from streamsink.template import ChatTemplate, Part
 
@@ -16,18 +19,8 @@ LEAST_SINK = 4
 sink, and four tokens are one (StreamingLLM, table 2)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Turn:
-    """What was said.
-
-    Attributes
-    ----------
-    role : {"user", "assistant"}
-    text : str
-    """
-
-    role: str
-    text: str
+Memory: TypeAlias = Literal["pinned", "visible", "cut", "forgotten"]
+"""What is left of a turn; of one that is cut, its end."""
 
 
 class Chat:
@@ -41,6 +34,8 @@ class Chat:
         The model's template.
     system : str
         System prompt; empty leaves it to the template.
+    talk : Talk, optional
+        The conversation that the stream came with, if it was restored.
 
     Attributes
     ----------
@@ -48,14 +43,19 @@ class Chat:
         The whole conversation, what the model has forgotten included.
     """
 
-    def __init__(self, stream: Stream, template: ChatTemplate, system: str = "") -> None:
+    def __init__(
+        self, stream: Stream, template: ChatTemplate, system: str = "", *, talk: Talk | None = None
+    ) -> None:
         self.stream = stream
         self.turns: list[Turn] = []
         self._template = template
         self._system = system
         self._block_end = 0
-        self._turn_start = 0
+        self._begun: int | None = None
+        self._quoted = ""
         self._last: Step | None = None
+        if talk:
+            self.go_on(talk)
 
     @property
     def system(self) -> str:
@@ -76,32 +76,117 @@ class Chat:
         steps = self.stream.generate(max_tokens, stop, sampling)
         if self.stream.stats.index == 0:
             block, rest = self._opening(self._system, text)
-            self._open(block, rest)
+            start = self._open(block, rest)
         else:
-            self._feed_turn(text)
-        self.turns.append(Turn("user", text))
+            start = self._begin_turn()
+            _, after = self._turn_parts(text)
+            self.stream.feed(self._tokens(after))
+        self.turns.append(Turn("user", self._quoted + text, start, self.stream.stats.index))
+        self._begun, self._quoted = None, ""
         return self._answer(steps)
 
-    def _feed_turn(self, text: str) -> None:
-        """End the last answer and take the next turn, which begins behind that end."""
-        tokens = self._tokens(self._after_answer(self._template.next_turn(text)))
-        closing = self._tokens(self._after_answer(self._template.closing))
-        n = len(closing) if tokens[: len(closing)] == closing else 0
-        self.stream.feed(tokens[:n])
-        self.stream.begin_turn()
-        self._turn_start = self.stream.stats.index
-        self.stream.feed(tokens[n:])
+    def _begin_turn(self) -> int:
+        """End the last answer, and take the template's words before the user's, once."""
+        if self._begun is None:
+            before, _ = self._turn_parts("")
+            tokens = self._tokens(before)
+            closing = self._tokens(self._after_answer(self._template.closing))
+            n = len(closing) if tokens[: len(closing)] == closing else 0
+            self.stream.feed(tokens[:n])
+            self.stream.begin_turn()
+            self._begun = self.stream.stats.index
+            if self.turns:
+                self.turns[-1] = replace(self.turns[-1], stop=self._begun)
+            self.stream.feed(tokens[n:])
+        return self._begun
+
+    def _turn_parts(self, text: str) -> tuple[list[Part], list[Part]]:
+        """The next turn up to where the user speaks, and from there on."""
+        before, after = self._template.next_turn(text)
+        return self._after_answer(before), after
 
     def _answer(self, steps: Iterator[Step]) -> Iterator[Step]:
         said: list[str] = []
         self._last = None
+        start = self.stream.stats.index
         try:
             for step in steps:
                 self._last = step
                 said.append(step.text)
                 yield step
         finally:
-            self.turns.append(Turn("assistant", "".join(said)))
+            self.turns.append(Turn("assistant", "".join(said), start, self.stream.stats.index))
+
+    def memory(self, turn: Turn) -> Memory:
+        """What the model can still see of a turn."""
+        if turn.pinned and self.stream.pins:
+            return "pinned"
+        n_seen = sum(
+            max(0, min(stop, turn.stop) - max(start, turn.start))
+            for start, stop in self.stream.stats.sees
+        )
+        if not n_seen:
+            return "forgotten" if turn.stop > turn.start else "visible"
+        return "visible" if n_seen == turn.stop - turn.start else "cut"
+
+    def recall(self, words: str) -> list[int]:
+        """Places in `turns` of those that hold all of some words, in whatever case."""
+        wanted = words.casefold().split()
+        texts = [turn.text.casefold() for turn in self.turns]
+        return [at for at, text in enumerate(texts) if all(word in text for word in wanted)]
+
+    def quote(self, at: int) -> str:
+        """Put a turn back into the window, as a quote with which the next question begins.
+
+        Parameters
+        ----------
+        at : int
+            Its place in `turns`.
+
+        Returns
+        -------
+        str
+            The quote.
+
+        Raises
+        ------
+        UsageError
+            There is no such turn.
+        """
+        if not 0 <= at < len(self.turns):
+            raise UsageError(f"there is no turn {at + 1}: there are {len(self.turns)}")
+        turn = self.turns[at]
+        who = "I said" if turn.role == "user" else "you said"
+        quoted = "".join(f"> {line}\n" for line in turn.text.strip().splitlines())
+        quote = f"Earlier {who}:\n{quoted}\n"
+        self._begin_turn()
+        self.stream.feed(self._tokens([(quote, False)]))
+        self._quoted += quote
+        return quote
+
+    def talk(self, sampling: Sampling | None = None) -> Talk:
+        """The conversation as plain data, with how its answers are chosen."""
+        return Talk(
+            tuple(self.turns),
+            self._system,
+            self._template.source,
+            self._block_end,
+            self._begun,
+            self._quoted,
+            self._last,
+            sampling,
+        )
+
+    def go_on(self, talk: Talk) -> None:
+        """Go on with another conversation, which came with the stream as it is now."""
+        self.turns[:] = talk.turns
+        self._template = self._template.other(talk.template)
+        self._system, self._block_end = talk.system, talk.block_end
+        self._begun, self._quoted, self._last = talk.begun, talk.quoted, talk.last
+
+    def save(self, path: str | os.PathLike[str], sampling: Sampling | None = None) -> None:
+        """Write conversation and stream to a file; see `Stream.save`."""
+        self.stream.save(path, talk=self.talk(sampling))
 
     def pin(self) -> int:
         """Pin the last exchange for good: the question and what was answered.
@@ -116,15 +201,24 @@ class Chat:
         UsageError
             Nothing was said, or it leaves no window; nothing has changed.
         """
-        if not self.turns:
+        if len(self.turns) < 2:
             raise UsageError("nothing was said that could be pinned")
-        done = self.stream.pin(self._turn_start, self.stream.stats.index)
+        exchange = self.turns[-2:]
+        if exchange[0].pinned and self.stream.pins:
+            raise UsageError("the last exchange is pinned already")
+        done = self.stream.pin(exchange[0].start, exchange[1].stop)
         self._block_end = 0
+        self.turns[-2:] = [replace(turn, pinned=True) for turn in exchange]
         return done.n_tokens
 
     def unpin(self) -> int:
         """Release what was pinned last; see `Stream.unpin`."""
-        return self.stream.unpin().n_tokens
+        done = self.stream.unpin()
+        latest = max((at for at, turn in enumerate(self.turns) if turn.pinned), default=None)
+        if latest is not None:
+            exchange = self.turns[latest - 1 : latest + 1]
+            self.turns[latest - 1 : latest + 1] = [replace(turn, pinned=False) for turn in exchange]
+        return done.n_tokens
 
     def change_system(self, system: str, *, exact: bool = False) -> int:
         """Swap the system prompt in the midst of the conversation; what is visible stays.
@@ -181,8 +275,7 @@ class Chat:
     def reset(self) -> None:
         """Begin anew, under the same system prompt and policy."""
         self.stream.reset()
-        self.turns.clear()
-        self._last = None
+        self.go_on(Talk(system=self._system, template=self._template.source))
 
     def _opening(self, system: str, text: str) -> tuple[list[int], list[int]]:
         """Tokens of the system block, which begins with the model's BOS, and of the rest."""
@@ -194,10 +287,12 @@ class Chat:
             block, rest = rest[:1], rest[1:]
         return block, rest
 
-    def _open(self, block: list[int], rest: list[int]) -> None:
-        self._block_end = self._turn_start = len(block)
+    def _open(self, block: list[int], rest: list[int]) -> int:
+        """Take the first turn; return the index at which it begins."""
+        self._block_end = len(block)
         self.stream.pin_system(max(len(block), LEAST_SINK))
         self.stream.feed([*block, *rest])
+        return len(block)
 
     def _tokens(self, parts: Sequence[Part]) -> list[int]:
         tokenize = self.stream.tokenize

@@ -57,6 +57,10 @@ class DecodeError(StreamsinkError):
         self.code = code
 
 
+class SessionError(StreamsinkError):
+    """A session file cannot be gone on with: torn, of another model or version, or in use."""
+
+
 class BusyError(StreamsinkError):
     """A stream was used while another call on it was under way; that call is undisturbed."""
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import mmap
+import os
 import re
 import struct
 from collections.abc import Callable, Mapping
@@ -48,6 +49,9 @@ SCALARS: dict[int, Number] = {
 # The least that an entry takes: an empty string's length, a type, a value; of a tensor, its name,
 # the number of its dimensions, its type and where it begins.
 LEAST_PAIR, LEAST_TENSOR, LEAST_STRING = 13, 24, 8
+
+SAMPLES, SAMPLE_BYTES = 64, 4096
+"""Blocks of the weights that tell a model from another with the same header."""
 
 _LENGTH = struct.Struct("<Q")
 _PART = re.compile(r"^(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf$")
@@ -104,6 +108,25 @@ class Header:
         """llama.cpp's name of the architecture; '' where the file names none."""
         name = self.metadata.get("general.architecture", "")
         return name if isinstance(name, str) else ""
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the header and of blocks throughout the weights, in hexadecimal digits.
+
+        Two training runs of one model have one header.
+
+        Raises
+        ------
+        ModelError
+            A part of the model is not there.
+        """
+        digest = hashlib.sha256(self.digest.encode())
+        for part in self.parts():
+            with part.open("rb") as file:
+                n_bytes = os.fstat(file.fileno()).st_size
+                for at in range(1, SAMPLES + 1):
+                    file.seek(max(0, n_bytes * at // SAMPLES - SAMPLE_BYTES))
+                    digest.update(file.read(SAMPLE_BYTES))
+        return digest.hexdigest()
 
     def parts(self) -> list[Path]:
         """All files of the model: the file itself, or those it is split into.

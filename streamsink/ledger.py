@@ -15,6 +15,8 @@ from enum import Enum
 from itertools import islice
 from typing import NamedTuple
 
+from streamsink.snapshot import Piece
+
 
 class Missing(Enum):
     """Live tokens whose cells are not in the cache, to be evaluated before anything else."""
@@ -169,6 +171,20 @@ class Ledger:
                 here = range(ranges.pop().start, here.stop)
             ranges.append(here)
         return ranges
+
+    @property
+    def pieces(self) -> tuple[Piece, ...]:
+        """The runs, as plain data."""
+        return tuple(Piece(run.index, run.pos, tuple(run.tokens)) for run in self._runs)
+
+    @classmethod
+    def of(cls, pieces: Sequence[Piece], n_keep: int, n_tokens: int) -> Ledger:
+        """The ledger of a stream whose next token has index ``n_tokens``."""
+        ledger = cls(n_keep)
+        ledger._runs = [Run(piece.index, piece.pos, deque(piece.tokens)) for piece in pieces]
+        ledger._n_live = sum(map(len, ledger._runs))
+        ledger._next_index = n_tokens
+        return ledger
 
     def append(self, tokens: Iterable[int]) -> None:
         """Enter tokens that were decoded at `next_pos` and after it."""

@@ -6,9 +6,11 @@ import os
 import weakref
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from streamsink import session
 from streamsink.closing import Closing
+from streamsink.errors import SessionError
 from streamsink.header import read_header
 from streamsink.ledger import Evicted
 from streamsink.policy import SinkPolicy
@@ -194,6 +196,61 @@ class Model(Closing):
         except Exception:
             backend.close()
             raise
+
+    def restore(
+        self,
+        path: str | os.PathLike[str],
+        policy: SinkPolicy | None = None,
+        n_ctx: int | None = None,
+        *,
+        on_evict: Callable[[Evicted], object] | None = None,
+        on_event: Callable[[Event], object] | None = None,
+        **settings: Any,
+    ) -> Stream:
+        """Open a stream that goes on where a saved one stood; `Stream.restored` tells how.
+
+        The next logits are those of the stream that was never stopped. Under settings that its
+        cells do not fit, or a smaller ``n_ctx``, its visible tokens are evaluated again instead.
+
+        Parameters
+        ----------
+        path : path
+            A file that `Stream.save` wrote.
+        policy, n_ctx, settings
+            As for `stream`; what is not given is as it was.
+        on_evict, on_event : callable, optional
+            See `Stream`.
+
+        Raises
+        ------
+        SessionError
+            There is no such file, or it is torn, damaged, of another version or another model.
+        UsageError, CapabilityError, MemoryBudgetError, DecodeError, CacheError
+            As for `stream`, and for evaluating the tokens.
+        """
+        path = Path(path)
+        saved = session.read(path)
+        kind, snapshot = saved.kind, saved.stream
+        before = {
+            name: getattr(kind, name)
+            for name in ("cache_type_k", "cache_type_v", "rope_scaling", "rope_scale")
+        }
+        stream = self.stream(
+            policy or snapshot.policy,
+            n_ctx or snapshot.n_ctx,
+            **{**before, **settings},
+            on_evict=on_evict,
+            on_event=on_event,
+        )
+        try:
+            stream.restore(snapshot, kind, session.read_cells(path))
+        except SessionError as error:
+            stream.close()
+            raise SessionError(f"the session {path} cannot be gone on with: {error}") from None
+        except BaseException:
+            stream.close()
+            raise
+        return stream
 
     def close(self) -> None:
         """Close all streams, and free the weights. Twice is fine."""

@@ -36,12 +36,12 @@ class Event:
 
     Attributes
     ----------
-    kind : {"evict", "reanchor", "rotate", "rebase", "repin"}
+    kind : {"evict", "reanchor", "rotate", "rebase", "repin", "save", "restore"}
         What happened.
     index : int
         Index of the first token concerned; for all but ``evict`` the index of the next token.
     n_tokens : int
-        Tokens evicted, evaluated again or moved.
+        Tokens evicted, evaluated again, moved or saved.
     ms : float
         Milliseconds it took; what a ``rotate`` costs falls to the next decode and is not in it.
     tokens : tuple of int
@@ -51,12 +51,31 @@ class Event:
         filled the window.
     """
 
-    kind: Literal["evict", "reanchor", "rotate", "rebase", "repin"]
+    kind: Literal["evict", "reanchor", "rotate", "rebase", "repin", "save", "restore"]
     index: int
     n_tokens: int
     ms: float
     tokens: tuple[int, ...] = ()
     cut: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """What going on from a session came to.
+
+    Attributes
+    ----------
+    n_evaluated : int
+        Visible tokens that were evaluated again; 0 where their cells were in the file.
+    why : str
+        Why, as a clause; empty for 0.
+    ms : float
+        Milliseconds it took.
+    """
+
+    n_evaluated: int
+    why: str
+    ms: float
 
 
 @dataclass(frozen=True, slots=True)

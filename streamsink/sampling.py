@@ -19,7 +19,7 @@ class Sampling:
     repeat_penalty, frequency_penalty, presence_penalty : float
         Penalties on recent tokens; 1, 0 and 0 switch them off.
     repeat_last_n : int
-        How many recent tokens the penalties look at.
+        How many recent tokens the penalties look at; of those before a generation, visible ones.
     top_k : int
         Keep the k likeliest tokens; 0 keeps all.
     top_p : float
@@ -29,7 +29,9 @@ class Sampling:
     temperature : float
         Divides the logits; 0 takes the likeliest token.
     seed : int, optional
-        Seed of the random draw; ``None`` draws one.
+        Seed of the random draws; ``None`` draws one. What is drawn depends on it and on a token's
+        place in the stream alone, so a stream that was interrupted, forked or restored goes on as
+        it would have.
 
     Raises
     ------

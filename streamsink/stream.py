@@ -4,27 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import operator
+import os
 import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, MutableSet, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice
-from typing import Any, TypeAlias
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from streamsink import session
 from streamsink.backend import Backend, Logits, Sampler
 from streamsink.cache import REBASE_AT, Cache
 from streamsink.closing import Closing
-from streamsink.errors import ClosedError, UsageError
+from streamsink.errors import CacheError, ClosedError, SessionError, UsageError
 from streamsink.interrupt import Exclusive
 from streamsink.ledger import Evicted
 from streamsink.policy import SinkPolicy
-from streamsink.records import Event, Finish, Repinned, Stats, Step, Visible
+from streamsink.records import Event, Finish, Repinned, Restored, Stats, Step, Visible
 from streamsink.sampling import Sampling
 from streamsink.scoring import nll
+from streamsink.snapshot import CellKind, Snapshot, Talk
 from streamsink.text import TextStream
 
 Input: TypeAlias = str | Sequence[int]
@@ -119,7 +123,9 @@ class Stream(Closing):
         )
         self._feeding = _Meter()
         self._generating = _Meter()
-        self._sampler: tuple[Sampling, Sampler] | None = None
+        self._sampler: Sampler | None = None
+        self.restored: Restored | None = None
+        """How it came out of a session file, where it did."""
         self._closed = False
         if siblings is not None:
             siblings.add(self)
@@ -353,7 +359,7 @@ class Stream(Closing):
         stop : sequence of str
             Strings that end the text.
         sampling : Sampling, optional
-            How tokens are chosen. The same settings continue the same random sequence.
+            How tokens are chosen.
         ignore_eos : bool
             Go on when the model ends its text.
 
@@ -406,8 +412,9 @@ class Stream(Closing):
     ) -> Stream:
         """Open a second stream that stands where this one stands, and goes on by itself.
 
-        A prompt is evaluated once and used many times: the cells are copied, not computed. Policy
-        and sampler are copied too; counters go on from where they are.
+        A prompt is evaluated once and used many times: the cells are copied, not computed. The
+        policy is copied too; counters go on from where they are, and under the same `Sampling` with
+        a seed both generate alike.
 
         Raises
         ------
@@ -417,7 +424,8 @@ class Stream(Closing):
             The cells cannot be copied; this stream goes on.
         """
         with self._alone:
-            backend, state = self._cache.fork()
+            self._cache.settle()
+            backend = self._cache.backend.fork()
             try:
                 other = Stream(
                     backend,
@@ -428,17 +436,131 @@ class Stream(Closing):
                     rebase_at=self._cache.rebase_at,
                     siblings=self._siblings,
                 )
-                other._cache.take_over(state)
-                other._pending = list(self._pending)
-                other._n_prompt, other._n_system = self._n_prompt, self._n_system
-                other._pins = self._pins
-                if self._sampler:
-                    settings, chain = self._sampler
-                    other._sampler = settings, chain.clone()
+                other._take_over(self._snapshot())
             except BaseException:
                 backend.close()
                 raise
         return other
+
+    def save(self, path: str | os.PathLike[str], *, talk: Talk | None = None) -> None:
+        """Write the stream to a file, for `streamsink.Model.restore`.
+
+        The file is whole at every moment: the old one, until the new one is on the disk.
+
+        Parameters
+        ----------
+        path : path
+            The file; whoever can read it can read the conversation, so it is its owner's alone.
+        talk : Talk, optional
+            The conversation that goes with the stream; see `streamsink.chat.Chat.save`.
+
+        Raises
+        ------
+        SessionError
+            The file cannot be written.
+        DecodeError, CacheError
+            What is missing in the cache could not be brought back.
+        """
+        start = time.perf_counter()
+        with self._alone:
+            self._cache.settle()
+            backend, snapshot = self._cache.backend, self._snapshot()
+            try:
+                cells = backend.save() if snapshot.pieces else None
+            except CacheError:
+                cells = None  # then the tokens are evaluated again
+        # A copy by now: another thread may use the stream, and Ctrl-C may end the writing.
+        session.write(Path(path), backend.kind, snapshot, talk, cells)
+        self._happened("save", snapshot.n_live, start)
+
+    def restore(self, snapshot: Snapshot, kind: CellKind, cells: memoryview | None) -> Restored:
+        """Go on where another stream stood; see `streamsink.Model.restore`.
+
+        Where its cells do not fit, its visible tokens are evaluated again, as many as there is room
+        for: they do not remember what was evicted before.
+
+        Parameters
+        ----------
+        snapshot : Snapshot
+            Where it stood.
+        kind : CellKind
+            What its cells depend on.
+        cells : memoryview, optional
+            The cells.
+
+        Raises
+        ------
+        SessionError
+            It was a stream on another model, or cannot have been a stream.
+        UsageError
+            Its pinned prefix leaves no window in ``n_ctx``.
+        DecodeError, CacheError
+            The visible tokens could not be evaluated.
+        """
+        start = time.perf_counter()
+        with self._alone:
+            backend, policy = self._cache.backend, self._policy
+            mine = backend.kind
+            if kind.model != mine.model:
+                raise SessionError(f"it is a stream on another model: {kind.path}")
+            snapshot.check(self._vocabulary.n_tokens)
+            if snapshot.n_keep >= self.n_ctx:
+                raise UsageError(
+                    f"its pinned prefix of {snapshot.n_keep} tokens leaves no window in n_ctx "
+                    f"{self.n_ctx}: raise --ctx above it"
+                )
+            self._take_over(snapshot)
+            why = self._put_back(snapshot, kind.difference(mine), cells)
+            n_evaluated = self._cache.evaluate() if why else 0
+            if policy != snapshot.policy:
+                self._adopt(policy)
+        self._happened("restore", n_evaluated, start)
+        self.restored = Restored(n_evaluated, why, (time.perf_counter() - start) * 1e3)
+        return self.restored
+
+    def _put_back(self, snapshot: Snapshot, difference: str, cells: memoryview | None) -> str:
+        """Put cells into the cache; why they cannot be, or nothing."""
+        if not snapshot.pieces:
+            return ""
+        if difference:
+            return difference
+        if cells is None:
+            return "the file holds no cells"
+        if snapshot.n_live > self.n_ctx:
+            return f"there were {snapshot.n_live} of them, and n_ctx is {self.n_ctx}"
+        try:
+            self._cache.backend.load(cells, self._cache.ledger.next_pos)
+        except CacheError as error:
+            return str(error)
+        return ""
+
+    def _snapshot(self) -> Snapshot:
+        cache, ledger = self._cache, self._cache.ledger
+        return Snapshot(
+            self.n_ctx,
+            self._policy,
+            ledger.n_keep,
+            ledger.next_index,
+            ledger.pieces,
+            tuple(self._pending),
+            self._pins,
+            self._n_prompt,
+            self._n_system,
+            cache.boundaries.indices,
+            replace(cache.counters),
+        )
+
+    def _take_over(self, snapshot: Snapshot) -> None:
+        self._cache.take_over(snapshot)
+        self._policy = snapshot.policy
+        self._pending = list(snapshot.pending)
+        self._pins = snapshot.pins
+        self._n_prompt, self._n_system = snapshot.n_prompt, snapshot.n_system
+
+    def _happened(self, kind: Literal["save", "restore"], n_tokens: int, start: float) -> None:
+        if self._on_event:
+            ms = (time.perf_counter() - start) * 1e3
+            self._on_event(Event(kind, self.stats.index, n_tokens, ms))
 
     def logits(self) -> Logits:
         """What the stream foresees: the logits of the next token.
@@ -651,7 +773,10 @@ class Stream(Closing):
                 tokens = [self._vocabulary.bos]
                 self._begin(tokens)
                 self._advance(tokens)
-            sampler = self._chain(sampling)
+            recent = self._live_tokens()[-sampling.repeat_last_n :] if sampling.penalizes else []
+            sampler = self._cache.backend.sampler(sampling, recent)
+            self._drop_sampler()
+            self._sampler = sampler
             self._generating = _Meter()
         n = 0
         while max_tokens is None or n < max_tokens:
@@ -659,7 +784,7 @@ class Stream(Closing):
             try:
                 with self._alone:
                     start = time.perf_counter()
-                    if self._sampler is None or self._sampler[1] is not sampler:
+                    if self._sampler is not sampler:
                         raise UsageError(
                             "another generation has begun on this stream: use that one"
                         )
@@ -679,7 +804,8 @@ class Stream(Closing):
     def _step(self, sampler: Sampler, text: TextStream, ignore_eos: bool, *, last: bool) -> Step:
         """Choose the next token; it is not yet part of the stream."""
         self._ready_logits()
-        token = self._cache.backend.sample(sampler)
+        index = self._cache.ledger.next_index
+        token = self._cache.backend.sample(sampler, index)
         finish: Finish | None = None
         if not ignore_eos and self._vocabulary.ends_generation(token):
             finish = "eos"
@@ -689,7 +815,7 @@ class Stream(Closing):
         fresh = text.push(piece, final=finish is not None)
         if text.stopped:
             finish = "stop"
-        return Step(token, self._cache.ledger.next_index, fresh, finish)
+        return Step(token, index, fresh, finish)
 
     def _unsay(self, step: Step) -> None:
         """Take back a token that nobody will see: a stream holds what was yielded."""
@@ -697,19 +823,9 @@ class Stream(Closing):
             if self._pending == [step.token] and self._cache.ledger.next_index == step.index:
                 self._pending.clear()
 
-    def _chain(self, sampling: Sampling) -> Sampler:
-        """The sampler chain; the same settings go on where they were, a grammar begins anew."""
-        if self._sampler and self._sampler[0] == sampling and not sampling.grammar:
-            return self._sampler[1]
-        recent = self._live_tokens()[-sampling.repeat_last_n :] if sampling.penalizes else []
-        chain = self._cache.backend.sampler(sampling, recent)
-        self._drop_sampler()
-        self._sampler = sampling, chain
-        return chain
-
     def _drop_sampler(self) -> None:
         if self._sampler:
-            self._sampler[1].close()
+            self._sampler.close()
             self._sampler = None
 
 

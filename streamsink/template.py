@@ -38,6 +38,11 @@ class ChatTemplate:
     special : dict of str
         ``bos_token`` and ``eos_token``, as the template may ask for them.
 
+    Attributes
+    ----------
+    source : str
+        The template.
+
     Raises
     ------
     ModelError
@@ -45,10 +50,14 @@ class ChatTemplate:
     """
 
     def __init__(self, source: str, special: dict[str, str]) -> None:
-        self._source = source or CHATML
+        self.source = source or CHATML
         self._special = special
         self._child = _renderer()
         self._ask(None, False)
+
+    def other(self, source: str) -> ChatTemplate:
+        """Another template for the same model."""
+        return self if source == self.source else ChatTemplate(source, self._special)
 
     def opening(self, system: str, user: str) -> tuple[list[Part], list[Part]]:
         """The text of the first turn up to where the answer begins: system block, and the rest.
@@ -78,11 +87,12 @@ class ChatTemplate:
         user_header = followed[len(alone) :].partition(_USER)[0]
         return before_user.removesuffix(user_header)
 
-    def next_turn(self, user: str) -> list[Part]:
-        """The text between the last word of an answer and the next answer."""
+    def next_turn(self, user: str) -> tuple[list[Part], list[Part]]:
+        """The text between the last word of an answer and what the user says, and the rest."""
         turns = [_message("user", _USER), _message("assistant", _ANSWER), _message("user", _NEXT)]
-        after = self.render(turns, True).partition(_ANSWER)[2]
-        return _parts(after, {_NEXT: user})
+        between = self.render(turns, True).partition(_ANSWER)[2]
+        before, found, after = between.partition(_NEXT)
+        return _parts(before, {}), _parts(found + after, {_NEXT: user})
 
     @cached_property
     def closing(self) -> list[Part]:
@@ -111,7 +121,7 @@ class ChatTemplate:
 
     def _ask(self, messages: Sequence[dict[str, str]] | None, add_generation_prompt: bool) -> str:
         request = {
-            "source": self._source,
+            "source": self.source,
             "special": self._special,
             "messages": messages,
             "add_generation_prompt": add_generation_prompt,

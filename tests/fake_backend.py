@@ -10,6 +10,7 @@ What llama.cpp would abort on raises `Abort`, which nothing catches; so does wha
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -17,8 +18,9 @@ from typing import Literal
 import numpy as np
 
 from streamsink.backend import MAIN, Capabilities, Logits, Sampler
-from streamsink.errors import DecodeError
+from streamsink.errors import CacheError, DecodeError
 from streamsink.sampling import Sampling
+from streamsink.snapshot import CellKind
 
 N_VOCAB = 258
 BOS, EOS = 256, 257
@@ -73,9 +75,6 @@ class FakeSampler:
     def __init__(self) -> None:
         self.closed = False
 
-    def clone(self) -> FakeSampler:
-        return FakeSampler()
-
     def close(self) -> None:
         self.closed = True
 
@@ -92,6 +91,7 @@ class FakeBackend:
     ) -> None:
         self.capabilities = capabilities or Capabilities(n_ctx_train=1000)
         self.vocabulary = FakeVocabulary()
+        self.kind = CellKind("fake", "plain Python")
         self.n_cells = n_cells
         self.n_batch = n_batch
         self.n_rows = n_batch
@@ -175,6 +175,18 @@ class FakeBackend:
         other.cells = [replace(cell, sequences={MAIN}) for cell in self._of(MAIN)]
         return other
 
+    def save(self) -> memoryview:
+        self._alive()
+        cells = [(cell.token, cell.pos, cell.value) for cell in self._of(MAIN)]
+        return memoryview(pickle.dumps(cells))
+
+    def load(self, cells: memoryview, end: int) -> None:
+        self.clear()
+        saved = [Cell(token, pos, value, {MAIN}) for token, pos, value in pickle.loads(cells)]
+        if len(saved) > self.n_cells or max((cell.pos for cell in saved), default=-1) != end - 1:
+            raise CacheError("cells of another cache")
+        self.cells = saved
+
     def logits(self) -> Logits:
         self._alive()
         return np.stack([logits_of(value) for value in self._rows])
@@ -183,7 +195,7 @@ class FakeBackend:
         self._alive()
         return FakeSampler()
 
-    def sample(self, sampler: Sampler) -> int:
+    def sample(self, sampler: Sampler, index: int) -> int:
         assert isinstance(sampler, FakeSampler)
         if sampler.closed:
             raise Abort("a chain was used after it was freed")

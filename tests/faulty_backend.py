@@ -23,6 +23,7 @@ from streamsink.errors import (
     UsageError,
 )
 from streamsink.sampling import Sampling
+from streamsink.snapshot import CellKind
 from tests.fake_backend import Cell, FakeBackend, FakeVocabulary
 
 Call: TypeAlias = Literal[
@@ -213,9 +214,9 @@ class FaultyBackend:
         with self._call("sampler"):
             return self.fake.sampler(sampling, recent)
 
-    def sample(self, sampler: Sampler) -> int:
+    def sample(self, sampler: Sampler, index: int) -> int:
         with self._call("sample"):
-            return self.fake.sample(sampler)
+            return self.fake.sample(sampler, index)
 
     # -- what cannot fail -----------------------------------------------------------------------
 
@@ -238,6 +239,19 @@ class FaultyBackend:
     @property
     def n_rows(self) -> int:
         return self.fake.n_rows
+
+    def save(self) -> memoryview:
+        if self.shift_waits:
+            raise CacheError("keys wait to be rotated")
+        return self.fake.save()
+
+    def load(self, cells: memoryview, end: int) -> None:
+        self.fake.load(cells, end)
+        self.shift_waits = False
+
+    @property
+    def kind(self) -> CellKind:
+        return self.fake.kind
 
     def fork(self) -> FakeBackend:
         return self.fake.fork()

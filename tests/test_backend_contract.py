@@ -225,7 +225,7 @@ def test_clear_forgets(backend: Backend) -> None:
 def test_greedy_sampling_takes_the_likeliest(backend: Backend) -> None:
     backend.decode(TEXT[:12], 0, MAIN, "last")
     chain = backend.sampler(Sampling(temperature=0), ())
-    assert backend.sample(chain) == int(last_row(backend).argmax())
+    assert backend.sample(chain, 12) == int(last_row(backend).argmax())
     chain.close()
 
 

@@ -29,7 +29,7 @@ class Scripted(FakeBackend):
     def says(self, text: str, *, ends: bool = True) -> None:
         self.script = iter([*text.encode(), *([EOS] if ends else [])])
 
-    def sample(self, sampler: object) -> int:
+    def sample(self, sampler: object, index: int) -> int:
         return next(self.script)
 
 

@@ -23,7 +23,7 @@ from urllib.request import Request
 
 import pytest
 
-from streamsink import registry
+from streamsink import lock, registry
 from streamsink.errors import FetchError, UsageError
 from streamsink.registry import (
     Entry,
@@ -32,7 +32,6 @@ from streamsink.registry import (
     PypiSource,
     UrlSource,
     download,
-    lock,
     web,
 )
 
@@ -573,7 +572,7 @@ def test_a_lock_file_that_was_removed_meanwhile_is_no_lock(
             path.unlink()
 
     monkeypatch.setattr(lock, "_claim", slow_claim)
-    with lock.exclusive(path, "busy"):
+    with lock.exclusive(path, FetchError("busy")):
         assert len(claims) == 2
         assert path.exists()
     assert not path.exists()

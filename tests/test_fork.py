@@ -24,7 +24,7 @@ from tests.zoo import FAMILIES, N_VOCAB
 
 N_CTX, N_KEEP = 48, 4
 TOKENS = [int(t) for t in np.random.default_rng(3).integers(4, 290, 400)]
-HOT = Sampling(temperature=1.5, seed=7, repeat_penalty=1.2)
+HOT = Sampling(temperature=1.5, seed=7, repeat_penalty=1.2, repeat_last_n=16)
 
 
 @pytest.fixture(scope="module")

@@ -479,7 +479,7 @@ def test_the_end_of_text_ends_generation(
     with open_stream(model, SinkPolicy()) as stream:
         stream.feed(tokens[:20])
         drawn = iter([50, 60, SPECIALS.index("</s>"), 70])
-        monkeypatch.setattr(context_of(stream), "sample", lambda sampler: next(drawn))
+        monkeypatch.setattr(context_of(stream), "sample", lambda sampler, index: next(drawn))
         steps = list(stream.generate(10))
         assert [(step.token, step.finish) for step in steps] == [
             (50, None),
@@ -496,7 +496,7 @@ def test_a_stop_string_ends_generation(
     with open_stream(model, SinkPolicy()) as stream:
         stream.feed(tokens[:20])
         drawn = iter(stream.tokenize("one, two, STOP three"))
-        monkeypatch.setattr(context_of(stream), "sample", lambda sampler: next(drawn))
+        monkeypatch.setattr(context_of(stream), "sample", lambda sampler, index: next(drawn))
         steps = list(stream.generate(100, stop=["STOP"], ignore_eos=True))
         assert "".join(step.text for step in steps) == "one, two, "
         assert [step.finish for step in steps] == [None] * (len(steps) - 1) + ["stop"]

@@ -309,7 +309,7 @@ def test_the_end_of_text_is_a_token_of_the_stream() -> None:
     backend = FakeBackend(N_CTX)
     with Stream(backend, SinkPolicy(2), N_CTX) as stream:
         stream.feed("ab")
-        backend.sample = lambda sampler: EOS  # type: ignore[method-assign]
+        backend.sample = lambda sampler, index: EOS  # type: ignore[method-assign]
         (step,) = stream.generate(5)
         assert (step.token, step.finish, step.text) == (EOS, "eos", "")
         assert stream.visible_tokens() == [BOS, *b"ab", EOS]

@@ -122,7 +122,7 @@ class FullStream:
 
         def bare(token: int) -> None:
             self._again([token])
-            self._backend.sample(chain)
+            self._backend.sample(chain, 0)
 
         ms, plain = [], 0.0
         steps = self.stream.generate(N_GENERATE, sampling=self._sampling, ignore_eos=True)

@@ -7,6 +7,7 @@ import weakref
 from collections.abc import Sequence
 from typing import Literal
 
+import llama_cpp
 import llama_cpp.llama_cpp as llama
 import numpy as np
 
@@ -30,6 +31,7 @@ from streamsink.native.vocabulary import NativeVocabulary
 from streamsink.native.weights import Weights
 from streamsink.sampling import Sampling
 from streamsink.settings import CacheSettings
+from streamsink.snapshot import CellKind
 from streamsink.traits import capabilities, check_types
 
 CELL_STEP = 256
@@ -125,6 +127,22 @@ class NativeContext:
     def capabilities(self) -> Capabilities:
         """What may be done to this cache."""
         return self._capabilities
+
+    @property
+    def kind(self) -> CellKind:
+        """What the cells depend on."""
+        _, settings, swa_full = self._made_with
+        return CellKind(
+            self._weights.fingerprint,
+            f"llama-cpp-python {llama_cpp.__version__}",
+            settings.cache_type_k,
+            settings.cache_type_v,
+            flash_of(settings, offloads=self._weights.offloads),
+            swa_full,
+            settings.rope_scaling,
+            settings.rope_scale,
+            str(self._weights.path.absolute()),
+        )
 
     @property
     def vocabulary(self) -> NativeVocabulary:
@@ -242,10 +260,10 @@ class NativeContext:
         """Build a chain; ``recent`` tokens count for its repetition penalties."""
         return NativeSampler(self.vocabulary, sampling, recent)
 
-    def sample(self, sampler: Sampler) -> int:
-        """Choose a token by the last row of logits and accept it into the chain."""
+    def sample(self, sampler: Sampler, index: int) -> int:
+        """Choose the token of an index by the last row of logits and accept it into the chain."""
         assert isinstance(sampler, NativeSampler)
-        return sampler.sample(self._handle)
+        return sampler.sample(self._handle, index)
 
     # -- cells ----------------------------------------------------------------------------------
 
@@ -317,7 +335,7 @@ class NativeContext:
         other = NativeContext(self._weights, n_ctx, settings, swa_full=swa_full)
         other._n_lanes, other.lane_order = self._n_lanes, self.lane_order
         try:
-            other.load(self.save())
+            other.load(self.save(), int(llama.llama_memory_seq_pos_max(self._cache, MAIN)) + 1)
         except BaseException:
             other.close()
             raise
@@ -340,20 +358,24 @@ class NativeContext:
             raise CacheError(f"llama.cpp cannot give out the cache: {last_error()}")
         return memoryview(buffer)[:n]
 
-    def load(self, state: memoryview) -> None:
-        """Put cells that `save` gave out into `MAIN`, and nothing else.
+    def load(self, cells: memoryview, end: int) -> None:
+        """Put cells that `save` gave out into `MAIN`, and no others anywhere.
 
         Raises
         ------
         CacheError
-            They do not fit; the cache is empty.
+            They do not fit, or do not stand right below position ``end``; the cache is empty.
         """
         self.clear()
-        data = np.frombuffer(state, np.uint8).ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+        data = np.frombuffer(cells, np.uint8).ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
         forget_errors()
-        if not llama.llama_state_seq_set_data(self._handle, data, len(state), MAIN):
+        n = int(llama.llama_state_seq_set_data(self._handle, data, len(cells), MAIN))
+        if n != len(cells) or llama.llama_memory_seq_pos_max(self._cache, MAIN) != end - 1:
             self.clear()
-            raise CacheError(f"llama.cpp cannot take {len(state)} bytes of cache: {last_error()}")
+            raise CacheError(
+                f"llama.cpp cannot take {len(cells):,} bytes of cache: "
+                f"{last_error() or 'they are of another stream'}"
+            )
 
     def clear(self) -> None:
         """Empty every sequence."""

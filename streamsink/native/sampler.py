@@ -13,6 +13,9 @@ from streamsink.native.library import caught_stderr, forget_errors, last_error
 from streamsink.native.vocabulary import NativeVocabulary
 from streamsink.sampling import Sampling
 
+N_SEEDS = 2**32 - 1
+"""The number after the last seed means to llama.cpp: a random one (llama.h: LLAMA_DEFAULT_SEED)."""
+
 
 class NativeSampler:
     """A chain built from `Sampling`.
@@ -30,6 +33,7 @@ class NativeSampler:
     ) -> None:
         params = llama.llama_sampler_chain_default_params()
         params.no_perf = True
+        self._seed: int | None = None
         self._chain: llama.llama_sampler_p | None = llama.llama_sampler_chain_init(params)
         self._free = weakref.finalize(self, llama.llama_sampler_free, self._chain)
         try:
@@ -69,32 +73,43 @@ class NativeSampler:
             self._add(llama.llama_sampler_init_min_p(sampling.min_p, 1))
         if sampling.temperature != 1:
             self._add(llama.llama_sampler_init_temp(sampling.temperature))
-        seed = secrets.randbelow(2**32 - 1) if sampling.seed is None else sampling.seed
-        self._add(llama.llama_sampler_init_dist(seed))
+        self._seed = secrets.randbelow(N_SEEDS) if sampling.seed is None else sampling.seed
+        self._add(llama.llama_sampler_init_dist(self._seed))
 
     def _add(self, sampler: llama.llama_sampler_p) -> None:
         # The chain owns what is added to it (llama.h).
         llama.llama_sampler_chain_add(self._chain, sampler)
 
-    def clone(self) -> NativeSampler:
-        """Copy the chain, its state included: both go on alike."""
+    def sample(self, context: llama.llama_context_p, index: int) -> int:
+        """Choose the token of an index by the last row of logits, and accept it."""
         if self._chain is None:
             raise ClosedError("this sampler is closed: build another")
-        other = object.__new__(NativeSampler)
-        other._chain = llama.llama_sampler_clone(self._chain)
-        other._free = weakref.finalize(other, llama.llama_sampler_free, other._chain)
-        return other
-
-    def sample(self, context: llama.llama_context_p) -> int:
-        """Choose by the last row of logits, and accept."""
-        if self._chain is None:
-            raise ClosedError("this sampler is closed: build another")
+        if self._seed is not None:
+            self._reseed(seed_at(self._seed, index))
         return int(llama.llama_sampler_sample(self._chain, context, -1))
+
+    def _reseed(self, seed: int) -> None:
+        # llama.cpp can neither give out the state of a generator nor seed it anew, and a new one
+        # costs microseconds. It draws once a token, so no state is left to be kept.
+        last = llama.llama_sampler_chain_n(self._chain) - 1
+        llama.llama_sampler_free(llama.llama_sampler_chain_remove(self._chain, last))
+        self._add(llama.llama_sampler_init_dist(seed))
 
     def close(self) -> None:
         """Free the chain. Twice is fine."""
         self._chain = None
         self._free()
+
+
+def seed_at(seed: int, index: int) -> int:
+    """The seed of one token's draw: neighbours are as unlike as strangers.
+
+    The last steps of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014).
+    """
+    mixed = (seed * 0x9E3779B97F4A7C15 + index + 1) * 0x9E3779B97F4A7C15 % 2**64
+    mixed = (mixed ^ mixed >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+    mixed = (mixed ^ mixed >> 27) * 0x94D049BB133111EB % 2**64
+    return (mixed ^ mixed >> 31) % N_SEEDS
 
 
 def _penalties(n_vocab: int, sampling: Sampling) -> llama.llama_sampler_p:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from functools import cached_property
 from pathlib import Path
 
 import llama_cpp.llama_cpp as llama
@@ -57,7 +58,7 @@ class Weights:
     ) -> None:
         self.path = path
         self.measured = measured
-        header = header or read_header(path)
+        self._header = header = header or read_header(path)
         names = header.tensor_names()
         params = model_params(n_gpu_layers)
         self.offloads = params.n_gpu_layers > 0
@@ -71,6 +72,11 @@ class Weights:
         self.vocabulary = NativeVocabulary(handle)
         # Asked once: a context with YaRN by option changes the answers (llama_init_from_model).
         self.traits = read_traits(handle, self.vocabulary, header, names, lines)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """What tells the model from any other; see `Header.fingerprint`."""
+        return self._header.fingerprint()
 
     @property
     def handle(self) -> llama.llama_model_p:

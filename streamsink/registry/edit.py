@@ -7,8 +7,8 @@ import json
 import re
 from typing import Any
 
+from streamsink.atomic import write_text
 from streamsink.errors import UsageError
-from streamsink.registry.disk import write_text
 from streamsink.registry.entries import Entry
 from streamsink.registry.paths import user_registry
 from streamsink.registry.sources import HfSource, PathSource, PypiSource, Source, UrlSource

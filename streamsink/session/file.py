@@ -1,0 +1,154 @@
+"""The session file: a zip archive of ``session.json`` and, as llama.cpp gives them out, the cells.
+
+Nothing in it is compressed, so that it is written and read at the speed of the disk; its checksums
+are those of the archive (CRC-32), and an archive is found by its end, so that a torn file is known
+as one. A file is made beside the old one and then takes its name. Whoever can read it reads the
+conversation: it belongs to its owner alone.
+"""
+
+from __future__ import annotations
+
+import time
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+
+from streamsink import __version__
+from streamsink.atomic import replacing
+from streamsink.errors import SessionError, StreamsinkError
+from streamsink.snapshot import CellKind, Snapshot, Talk
+
+VERSION = 1
+RECORD, CELLS = "session.json", "cells.bin"
+OWNER_ONLY = 0o600
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """What a session file holds, but for the cells.
+
+    Attributes
+    ----------
+    kind : CellKind
+        The model, and what the cells depend on.
+    stream : Snapshot
+        Where the stream stands.
+    talk : Talk or None
+        The conversation, where there is one.
+    saved : float
+        When, in seconds since 1970.
+    version : int
+        Of the file's form.
+    by : str
+        Version of streamsink.
+    """
+
+    kind: CellKind
+    stream: Snapshot
+    talk: Talk | None
+    saved: float
+    version: int = VERSION
+    by: str = __version__
+
+
+class _Versioned(msgspec.Struct):
+    """What every version has."""
+
+    version: Annotated[int, msgspec.Meta(ge=1)]
+
+
+def write(
+    path: Path, kind: CellKind, stream: Snapshot, talk: Talk | None, cells: memoryview | None
+) -> None:
+    """Write a session file, whole or not at all.
+
+    Raises
+    ------
+    SessionError
+        The file cannot be written; it is as it was.
+    """
+    record = msgspec.json.encode(Session(kind, stream, talk, time.time()))
+    try:
+        with replacing(path, OWNER_ONLY) as file, zipfile.ZipFile(file, "w") as archive:
+            archive.writestr(RECORD, record)
+            if cells is not None:
+                with archive.open(CELLS, "w", force_zip64=True) as member:
+                    member.write(cells)
+    except OSError as error:
+        raise SessionError(
+            f"the session {path} cannot be written: {error.strerror or error}"
+        ) from None
+
+
+def read(path: Path) -> Session:
+    """Read a session file without its cells.
+
+    Raises
+    ------
+    SessionError
+        There is none, or it is torn, damaged or of another version.
+    """
+    return _session(path, _member(path, RECORD) or b"")
+
+
+def read_cells(path: Path) -> memoryview | None:
+    """The cells of a session file; None where it has none.
+
+    Raises
+    ------
+    SessionError
+        The file is torn or damaged.
+    """
+    cells = _member(path, CELLS)
+    return None if cells is None else memoryview(cells)
+
+
+def _session(path: Path, record: bytes) -> Session:
+    try:
+        version = msgspec.json.decode(record, type=_Versioned).version
+        if version == VERSION:
+            return msgspec.json.decode(record, type=Session)
+    except StreamsinkError as error:
+        raise SessionError(f"the session {path} is damaged: {error}") from None
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise SessionError(f"the session {path} is damaged: {error}") from None
+    raise SessionError(
+        f"the session {path} is of version {version}, and this streamsink reads {VERSION}: "
+        f"{'update it' if version > VERSION else 'go on with an older one'}"
+    )
+
+
+def _member(path: Path, name: str) -> bytes | None:
+    """One file out of the archive, its checksum held against it."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+            if RECORD not in names or len(names) > 2:
+                raise SessionError(f"{path} is an archive, but not a session")
+            if name not in names:
+                return None
+            info = archive.getinfo(name)
+            # Neither compressed nor encrypted: what is read is no larger than the file.
+            if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
+                raise SessionError(f"the session {path} is damaged: {name} is packed")
+            if info.file_size > path.stat().st_size:
+                raise SessionError(f"the session {path} is damaged: {name} is larger than it")
+            return archive.read(info)
+    except FileNotFoundError:
+        raise SessionError(f"there is no session {path}") from None
+    except OSError as error:
+        raise SessionError(
+            f"the session {path} cannot be read: {error.strerror or error}"
+        ) from None
+    except _DAMAGE as error:
+        raise SessionError(f"the session {path} is torn or damaged: {error}") from None
+
+
+_DAMAGE: Any = (
+    # What zipfile raises on archives that are none, and on bytes that mean something else.
+    zipfile.BadZipFile, EOFError, ValueError, NotImplementedError, RuntimeError, OverflowError,
+    IndexError, KeyError, zipfile.LargeZipFile, MemoryError,
+)  # fmt: skip

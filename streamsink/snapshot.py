@@ -1,0 +1,214 @@
+"""Where a stream stands, as plain data: what a fork takes over, and what a session file holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from itertools import chain, pairwise
+
+from streamsink.errors import SessionError
+from streamsink.policy import SinkPolicy
+from streamsink.records import Step
+from streamsink.sampling import Sampling
+
+LARGEST_POSITION = 2**30
+"""Beyond it a position is damage: llama.cpp's are 32-bit integers."""
+
+
+@dataclass(frozen=True, slots=True)
+class CellKind:
+    """What the cells of a cache depend on: those of one kind fit into any cache of that kind.
+
+    Attributes
+    ----------
+    model : str
+        Digest of the model's file.
+    engine : str
+        What computed them, with its version.
+    cache_type_k, cache_type_v : str
+        Types of keys and values.
+    flash_attn : bool or None
+        Whether attention is flash attention, which has the values lie otherwise; ``None`` where it
+        is left to llama.cpp.
+    swa_full : bool
+        Whether sliding-window layers keep all cells.
+    rope_scaling : str or None
+        How RoPE is stretched, if not the model's own way, and ``rope_scale`` by how much.
+    path : str
+        Where the model's file lies; does not matter.
+    """
+
+    model: str
+    engine: str
+    cache_type_k: str = "f16"
+    cache_type_v: str = "f16"
+    flash_attn: bool | None = False
+    swa_full: bool = False
+    rope_scaling: str | None = None
+    rope_scale: float = 1.0
+    path: str = field(default="", compare=False)
+
+    def difference(self, other: CellKind) -> str:
+        """What keeps these cells out of another cache, as a clause; empty if nothing does."""
+        for name in (each.name for each in fields(self) if each.compare):
+            mine, theirs = getattr(self, name), getattr(other, name)
+            if mine != theirs:
+                what = name.replace("_", " ")
+                return f"they were made with {what} {mine}, and here it is {theirs}"
+        return ""
+
+
+@dataclass(slots=True)
+class Counters:
+    """How often what has happened."""
+
+    evicted: int = 0
+    evictions: int = 0
+    reanchors: int = 0
+    shifts: int = 0
+    rebases: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Tokens that are neighbours in stream and cache: index and position of the first, and ids."""
+
+    index: int
+    pos: int
+    tokens: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Where a stream stands, its cells aside.
+
+    Attributes
+    ----------
+    n_ctx : int
+        Tokens that a token can attend to.
+    policy : SinkPolicy
+        What to keep, what to evict.
+    n_keep : int
+        Tokens that the policy pins, as a number.
+    n_tokens : int
+        Tokens decoded so far, and so the index of the next.
+    pieces : tuple of Piece
+        The live tokens, oldest first; the last piece is the window.
+    pending : tuple of int
+        Tokens of the stream that are not decoded yet.
+    pins : tuple of tuple of int
+        Spans that are pinned beside the prefix.
+    n_prompt : int
+        Tokens of the first prompt.
+    n_system : int or None
+        Tokens of the system block.
+    boundaries : tuple of int
+        Indices at which the window may begin.
+    counters : Counters
+        How often what has happened.
+    """
+
+    n_ctx: int
+    policy: SinkPolicy
+    n_keep: int
+    n_tokens: int
+    pieces: tuple[Piece, ...]
+    pending: tuple[int, ...]
+    pins: tuple[tuple[int, ...], ...]
+    n_prompt: int
+    n_system: int | None
+    boundaries: tuple[int, ...]
+    counters: Counters
+
+    @property
+    def n_live(self) -> int:
+        """Tokens that are to be in the cache."""
+        return sum(len(piece.tokens) for piece in self.pieces)
+
+    def check(self, n_vocab: int) -> None:
+        """Hold what came out of a file against what a stream can be.
+
+        Raises
+        ------
+        SessionError
+            No stream is like this.
+        """
+        self.policy.check(self.n_ctx)
+        tokens = (*chain.from_iterable(piece.tokens for piece in self.pieces), *self.pending)
+        last = self.pieces[-1] if self.pieces else Piece(0, 0, ())
+        numbers = (self.n_keep, self.n_tokens, self.n_prompt, self.n_system or 0)
+        counts = (getattr(self.counters, each.name) for each in fields(self.counters))
+        ends = (*self.boundaries, self.n_tokens + len(self.pending) + 1)
+        sound = {
+            "a token is none of the model's": all(0 <= token < n_vocab for token in tokens),
+            "more tokens are live than n_ctx": self.n_live <= self.n_ctx,
+            "a number is below 0": min(*numbers, *counts) >= 0,
+            "the pinned prefix is too long": self.n_keep < self.n_ctx
+            and sum(map(len, self.pins)) <= min(self.n_keep, self.n_live),
+            "tokens are missing at the end": last.index + len(last.tokens) == self.n_tokens,
+            "tokens are out of order": all(
+                a.index + len(a.tokens) <= b.index and a.pos + len(a.tokens) <= b.pos
+                for a, b in pairwise(self.pieces)
+            ),
+            "a piece is empty": all(piece.tokens for piece in self.pieces[:-1]),
+            "a position is out of bounds": not self.pieces
+            or (self.pieces[0].pos >= 0 and last.pos + len(last.tokens) <= LARGEST_POSITION),
+            "a place for evictions is out of order": all(a < b for a, b in pairwise(ends)),
+        }
+        for what, holds in sound.items():
+            if not holds:
+                raise SessionError(f"it is damaged: {what}")
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What was said.
+
+    Attributes
+    ----------
+    role : {"user", "assistant"}
+    text : str
+    start, stop : int
+        Index range of its tokens in the stream, the template's around it included; half-open.
+    pinned : bool
+        Whether it was pinned for good.
+    """
+
+    role: str
+    text: str
+    start: int = 0
+    stop: int = 0
+    pinned: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Talk:
+    """A conversation, its stream aside.
+
+    Attributes
+    ----------
+    turns : tuple of Turn
+        The whole of it, what the model has forgotten included.
+    system : str
+        The system prompt.
+    template : str
+        Source of the chat template.
+    block_end : int
+        Index after the system block; 0 once it was swapped.
+    begun : int or None
+        Index at which the next question began, where quotes stand already.
+    quoted : str
+        These quotes.
+    last : Step or None
+        The last token of the last answer.
+    sampling : Sampling or None
+        How answers are chosen.
+    """
+
+    turns: tuple[Turn, ...] = ()
+    system: str = ""
+    template: str = ""
+    block_end: int = 0
+    begun: int | None = None
+    quoted: str = ""
+    last: Step | None = None
+    sampling: Sampling | None = None
