@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from functools import cached_property
 from typing import TypeAlias
@@ -24,17 +25,19 @@ CHATML = (
 Part: TypeAlias = tuple[str, bool]
 """Text, and whether ``<|...|>`` in it are control tokens: what a person typed never holds any."""
 
+_NAME = re.compile(r"[\w.-]+")
+
 # Stand-ins for contents, so that the template's own text can be told from what goes into it.
 _SYSTEM, _USER, _ANSWER, _NEXT = ("\ue000system", "\ue000user", "\ue000answer", "\ue000next")
 
 
 class ChatTemplate:
-    """A Jinja chat template, run in a sandbox, in a process of its own.
+    """A chat template: Jinja, run in a sandbox in a process of its own, or one of llama.cpp's.
 
     Parameters
     ----------
     source : str
-        The template; empty means ChatML.
+        The template, or the name of one that llama.cpp has built in; empty means ChatML.
     special : dict of str
         ``bos_token`` and ``eos_token``, as the template may ask for them.
 
@@ -52,8 +55,9 @@ class ChatTemplate:
     def __init__(self, source: str, special: dict[str, str]) -> None:
         self.source = source or CHATML
         self._special = special
-        self._child = _renderer()
-        self._ask(None, False)
+        self._child = None if is_name(self.source) else _renderer()
+        if self._child:
+            self._ask(None, False)
 
     def other(self, source: str) -> ChatTemplate:
         """Another template for the same model."""
@@ -117,7 +121,11 @@ class ChatTemplate:
         ModelError
             The template fails, loops, or takes too much memory.
         """
-        return self._ask(messages, add_generation_prompt)
+        if self._child:
+            return self._ask(messages, add_generation_prompt)
+        from streamsink.native import templates
+
+        return templates.apply(self.source, messages, opens_answer=add_generation_prompt)
 
     def _ask(self, messages: Sequence[dict[str, str]] | None, add_generation_prompt: bool) -> str:
         request = {
@@ -126,11 +134,21 @@ class ChatTemplate:
             "messages": messages,
             "add_generation_prompt": add_generation_prompt,
         }
+        assert self._child
         try:
             return str(self._child.ask(request, seconds=SECONDS)["text"])
         except Died as death:
             self._child = _renderer()
             raise ModelError(f"the model's chat template failed: {death}") from None
+
+
+def is_name(source: str) -> bool:
+    """Whether this is the name of a template that llama.cpp has built in."""
+    if not _NAME.fullmatch(source):
+        return False
+    from streamsink.native import templates
+
+    return source in templates.names()
 
 
 def _renderer() -> Child:

@@ -104,8 +104,8 @@ def test_turn_by_turn_is_the_whole_conversation(source: str) -> None:
         ],
         True,
     )
-    block, rest = template.opening("", "Hi")
-    assert joined(block) + joined(rest) + "Ho" + joined(sum(template.next_turn("And?"), [])) == whole
+    (block, rest), (before, after) = template.opening("", "Hi"), template.next_turn("And?")
+    assert joined([*block, *rest]) + "Ho" + joined([*before, *after]) == whole
 
 
 @pytest.mark.parametrize("source", ["", LLAMA_3, GEMMA])

@@ -17,13 +17,13 @@ from typer.core import TyperGroup
 from streamsink import policy as policies
 from streamsink.advice import warnings
 from streamsink.cli.grouped import grouped
+from streamsink.cli.opening import warn
 from streamsink.cli.options import (
     CacheOptions,
     EngineOptions,
     ModelName,
     discard_of,
     number,
-    warn,
 )
 from streamsink.errors import UsageError
 from streamsink.policy import LARGEST
@@ -289,7 +289,7 @@ def compare(
 def _setup(engine: EngineOptions, cache: CacheOptions) -> Setup:
     from streamsink.bench.task import Setup
 
-    return Setup(engine.gpu_layers, engine.settings(cache.cache_type_k, cache.cache_type_v))
+    return Setup(engine.gpu_layers, engine.settings(cache))
 
 
 def _measure(context: typer.Context, model: str, plan: Plan, options: RunOptions) -> None:

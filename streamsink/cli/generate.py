@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from streamsink.cli.grouped import grouped
+from streamsink.cli.opening import opened
 from streamsink.cli.options import (
     CacheOptions,
     EngineOptions,
@@ -15,7 +16,6 @@ from streamsink.cli.options import (
     ModelName,
     PolicyOptions,
     SamplingOptions,
-    opened,
 )
 from streamsink.errors import UsageError
 from streamsink.reading import read_text

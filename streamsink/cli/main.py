@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from streamsink import __version__
-from streamsink.cli import bench, chat, doctor, generate, models
+from streamsink.cli import bench, chat, doctor, generate, models, sessions
 from streamsink.errors import StreamsinkError
 
 app = typer.Typer(
@@ -21,6 +21,7 @@ app.command("chat")(chat.chat)
 app.command("generate")(generate.generate)
 app.command("doctor")(doctor.doctor)
 app.add_typer(models.app, name="models")
+app.add_typer(sessions.app, name="sessions")
 app.add_typer(bench.app, name="bench")
 
 

@@ -2,33 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import logging
-import sys
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import Annotated, Any, cast
 
 import typer
 
 from streamsink import policy as policies
-from streamsink.advice import warnings
 from streamsink.errors import UsageError
 from streamsink.policy import SinkPolicy
-from streamsink.registry import entry_for, load_registry, resolve
+from streamsink.registry import entry_for, load_registry
 from streamsink.sampling import Sampling
 from streamsink.settings import CacheSettings
-
-if TYPE_CHECKING:
-    from streamsink.model import Model
-    from streamsink.records import Event
-    from streamsink.stream import Stream
-
-N_CTX = 2048
 
 
 def _names(incomplete: str) -> list[str]:
@@ -71,7 +56,9 @@ class PolicyOptions:
             "sentence. Without, what the model's entry says; else 1."
         ),
     ] = None
-    placement: Annotated[str, typer.Option(help="auto, rotate or reanchor.")] = "auto"
+    placement: Annotated[
+        str | None, typer.Option(help="auto, rotate or reanchor.", show_default="auto")
+    ] = None
     slack: Annotated[
         int | None, typer.Option(help="Positions the sink may trail; 0 is the paper's.")
     ] = None
@@ -80,15 +67,36 @@ class PolicyOptions:
         typer.Option("--force", help="Take a --placement that is only approximate on this model."),
     ] = False
 
-    def policy(self, model: str, *, default_keep: policies.Keep) -> SinkPolicy:
-        """The policy that the options ask for, or else the model's entry, or else the command."""
+    def policy(
+        self, model: str, *, default_keep: policies.Keep, before: SinkPolicy | None = None
+    ) -> SinkPolicy:
+        """The policy that the options ask for, or else the session, the model's entry, the command.
+
+        Parameters
+        ----------
+        model : str
+            Its name.
+        default_keep : int or "system"
+            What the command keeps.
+        before : SinkPolicy, optional
+            The session's.
+        """
+        if before:
+            asked: dict[str, Any] = {
+                "n_keep": self.keep and keep_of(self.keep),
+                "n_discard": self.discard and discard_of(self.discard),
+                "placement": self.placement,
+                "slack": self.slack,
+                "force": self.force or None,
+            }
+            return replace(before, **_given(asked))
         entry = entry_for(model)
         keep, discard = self.keep, self.discard
         if keep is None:
             keep = str(default_keep if entry is None or entry.keep is None else entry.keep)
         if discard is None:
             discard = str(1 if entry is None or entry.discard is None else entry.discard)
-        placement = cast(Any, self.placement)
+        placement = cast(Any, self.placement or "auto")
         return SinkPolicy(keep_of(keep), discard_of(discard), placement, self.slack, self.force)
 
 
@@ -114,66 +122,86 @@ class EngineOptions:
         str | None, typer.Option(help="none, linear or yarn; the model's own way without.")
     ] = None
     rope_scale: Annotated[
-        float, typer.Option(help="Stretches the trained context by this factor.")
-    ] = 1.0
+        float | None,
+        typer.Option(help="Stretches the trained context by this factor.", show_default="1"),
+    ] = None
 
-    def settings(self, cache_type_k: str = "f16", cache_type_v: str = "f16") -> CacheSettings:
-        """The settings that the options ask for."""
-        return CacheSettings(
-            cache_type_k,
-            cache_type_v,
-            n_batch=self.batch,
-            threads=self.threads,
-            threads_batch=self.threads_batch,
-            flash_attn=self.flash_attn,
-            rope_scaling=self.rope_scaling,
-            rope_scale=self.rope_scale,
+    def given(self, cache: CacheOptions | None = None) -> dict[str, Any]:
+        """Settings of `CacheSettings` that the options state."""
+        return _given(
+            {
+                "cache_type_k": cache and cache.cache_type_k,
+                "cache_type_v": cache and cache.cache_type_v,
+                "n_batch": self.batch,
+                "threads": self.threads,
+                "threads_batch": self.threads_batch,
+                "flash_attn": self.flash_attn,
+                "rope_scaling": self.rope_scaling,
+                "rope_scale": self.rope_scale,
+            }
         )
+
+    def settings(self, cache: CacheOptions | None = None) -> CacheSettings:
+        """The settings that the options ask for."""
+        return CacheSettings(**self.given(cache))
 
 
 @dataclass(frozen=True)
 class CacheOptions:
     """Types of the cache."""
 
-    cache_type_k: Annotated[str, typer.Option(help="Keys: f16, q8_0, q4_0 …")] = "f16"
-    cache_type_v: Annotated[str, typer.Option(help="Values: f16, q8_0, q4_0 …")] = "f16"
+    cache_type_k: Annotated[
+        str | None, typer.Option(help="Keys: f16, q8_0, q4_0 …", show_default="f16")
+    ] = None
+    cache_type_v: Annotated[
+        str | None, typer.Option(help="Values: f16, q8_0, q4_0 …", show_default="f16")
+    ] = None
 
 
 @dataclass(frozen=True)
 class SamplingOptions:
     """How tokens are chosen."""
 
-    temp: Annotated[float, typer.Option(help="Temperature; 0 takes the likeliest token.")] = 0.8
-    top_k: Annotated[int, typer.Option(help="Keep the k likeliest tokens; 0 keeps all.")] = 40
-    top_p: Annotated[float, typer.Option(help="Keep the likeliest tokens of this share.")] = 0.95
-    min_p: Annotated[float, typer.Option(help="Drop tokens below this share of the best.")] = 0.05
+    temp: Annotated[
+        float | None,
+        typer.Option(help="Temperature; 0 takes the likeliest token.", show_default="0.8"),
+    ] = None
+    top_k: Annotated[
+        int | None,
+        typer.Option(help="Keep the k likeliest tokens; 0 keeps all.", show_default="40"),
+    ] = None
+    top_p: Annotated[
+        float | None,
+        typer.Option(help="Keep the likeliest tokens of this share.", show_default="0.95"),
+    ] = None
+    min_p: Annotated[
+        float | None,
+        typer.Option(help="Drop tokens below this share of the best.", show_default="0.05"),
+    ] = None
     repeat_penalty: Annotated[
-        float, typer.Option(help="Divides logits of recent tokens; 1 is off.")
-    ] = 1.0
-    repeat_last_n: Annotated[int, typer.Option(help="How many are recent.")] = 64
+        float | None,
+        typer.Option(help="Divides logits of recent tokens; 1 is off.", show_default="1"),
+    ] = None
+    repeat_last_n: Annotated[
+        int | None, typer.Option(help="How many are recent.", show_default="64")
+    ] = None
     frequency_penalty: Annotated[
-        float, typer.Option(help="Taken off for each recent use; 0 is off.")
-    ] = 0.0
+        float | None,
+        typer.Option(help="Taken off for each recent use; 0 is off.", show_default="0"),
+    ] = None
     presence_penalty: Annotated[
-        float, typer.Option(help="Taken off for any recent use; 0 is off.")
-    ] = 0.0
+        float | None,
+        typer.Option(help="Taken off for any recent use; 0 is off.", show_default="0"),
+    ] = None
     seed: Annotated[int | None, typer.Option(help="Seed of the draw; random without.")] = None
     grammar: Annotated[Path | None, typer.Option(help="File with a GBNF grammar to follow.")] = None
 
-    def sampling(self) -> Sampling:
-        """The sampler settings that the options ask for."""
-        return Sampling(
-            temperature=self.temp,
-            top_k=self.top_k,
-            top_p=self.top_p,
-            min_p=self.min_p,
-            repeat_penalty=self.repeat_penalty,
-            repeat_last_n=self.repeat_last_n,
-            frequency_penalty=self.frequency_penalty,
-            presence_penalty=self.presence_penalty,
-            seed=self.seed,
-            grammar=read_text("grammar", self.grammar) if self.grammar else None,
-        )
+    def sampling(self, before: Sampling | None = None) -> Sampling:
+        """The sampler settings that the options ask for, or else those of before."""
+        asked = asdict(self)
+        asked["temperature"] = asked.pop("temp")
+        asked["grammar"] = read_text("grammar", self.grammar) if self.grammar else None
+        return replace(before or Sampling(), **_given(asked))
 
 
 @dataclass(frozen=True)
@@ -228,70 +256,6 @@ def read_text(option: str, path: Path) -> str:
         raise UsageError(f"--{option} {path} cannot be read: {error.strerror}") from None
 
 
-@contextmanager
-def opened(
-    model: str,
-    policy: SinkPolicy,
-    ctx: int | None,
-    engine: EngineOptions,
-    cache: CacheOptions,
-    log: LogOptions,
-    *,
-    chat: bool = False,
-) -> Iterator[tuple[Model, Stream]]:
-    """Check everything that can be checked without a model, then load it and open a stream.
-
-    What is odd about the model is told once.
-    """
-    entry = entry_for(model)
-    n_ctx = ctx if ctx is not None else (entry.n_ctx if entry and entry.n_ctx else N_CTX)
-    policy.check(n_ctx)
-    settings = engine.settings(cache.cache_type_k, cache.cache_type_v)
-    path = resolve(model)
-    if log.verbose:
-        _show_log()
-    with _event_writer(log.json_events) as on_event:
-        from streamsink.model import Model
-
-        with Model.open(path, engine.gpu_layers) as loaded:
-            if ctx is None:
-                n_ctx = min(n_ctx, loaded.n_ctx_train)
-                policy.check(n_ctx)
-            with loaded.stream(
-                policy, n_ctx, on_event=on_event, **dataclasses.asdict(settings)
-            ) as stream:
-                warn(warnings(loaded.traits, settings, n_ctx=n_ctx, chat=chat))
-                yield loaded, stream
-
-
-def warn(lines: Sequence[str]) -> None:
-    """Tell what is odd, on stderr."""
-    for line in lines:
-        typer.echo(f"streamsink: warning: {line}", err=True)
-
-
-@contextmanager
-def _event_writer(path: Path | None) -> Iterator[Any]:
-    if path is None:
-        yield None
-        return
-    try:
-        file = path.open("w", encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"--json-events {path} cannot be written: {error.strerror}") from None
-
-    def write(event: Event) -> None:
-        record = {"time": time.time(), **dataclasses.asdict(event)}
-        file.write(json.dumps(record) + "\n")
-        file.flush()
-
-    with file:
-        yield write
-
-
-def _show_log() -> None:
-    log = logging.getLogger("streamsink.llama")
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    log.addHandler(handler)
-    log.setLevel(logging.INFO)
+def _given(values: dict[str, Any]) -> dict[str, Any]:
+    """Those that are stated."""
+    return {name: value for name, value in values.items() if value is not None}

@@ -1,0 +1,130 @@
+"""From options to a model and a stream on it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+import typer
+
+from streamsink.advice import warnings
+from streamsink.cli.options import CacheOptions, EngineOptions, LogOptions
+from streamsink.errors import UsageError
+from streamsink.policy import SinkPolicy
+from streamsink.registry import entry_for, resolve
+
+if TYPE_CHECKING:
+    from streamsink.model import Model
+    from streamsink.records import Event
+    from streamsink.stream import Stream
+
+N_CTX = 2048
+
+Hears: TypeAlias = "Callable[[Event], object]"
+
+
+@contextmanager
+def opened(
+    model: str,
+    policy: SinkPolicy,
+    ctx: int | None,
+    engine: EngineOptions,
+    cache: CacheOptions,
+    log: LogOptions,
+    *,
+    chat: bool = False,
+    session: Path | None = None,
+    hears: Hears | None = None,
+) -> Iterator[tuple[Model, Stream]]:
+    """Check everything that can be checked without a model, then load it and open a stream.
+
+    What is odd about the model is told once.
+
+    Parameters
+    ----------
+    model, policy, ctx, engine, cache, log
+        What was asked for; ``None`` is the command's own choice, or the session's.
+    chat : bool
+        Whether it is for a conversation.
+    session : Path, optional
+        A session file to go on with.
+    hears : callable, optional
+        Called with every event, beside what ``log`` asks for.
+    """
+    entry = entry_for(model)
+    n_ctx = ctx if ctx is not None else (entry.n_ctx if entry and entry.n_ctx else N_CTX)
+    if session is None:
+        policy.check(n_ctx)
+    settings = engine.settings(cache)
+    path = resolve(model)
+    if log.verbose:
+        _show_log()
+    with _event_writer(log.json_events) as write:
+        from streamsink.model import Model
+
+        on_event = _both(write, hears)
+        with Model.open(path, engine.gpu_layers) as loaded:
+            if session is not None:
+                given = engine.given(cache)
+                stream = loaded.restore(session, policy, ctx, on_event=on_event, **given)
+            else:
+                if ctx is None:
+                    n_ctx = min(n_ctx, loaded.n_ctx_train)
+                    policy.check(n_ctx)
+                stream = loaded.stream(
+                    policy, n_ctx, on_event=on_event, **dataclasses.asdict(settings)
+                )
+            with stream:
+                warn(warnings(loaded.traits, settings, n_ctx=stream.n_ctx, chat=chat))
+                yield loaded, stream
+
+
+def _both(first: Hears | None, second: Hears | None) -> Hears | None:
+    if first is None or second is None:
+        return first or second
+
+    def hear(event: Event) -> None:
+        first(event)
+        second(event)
+
+    return hear
+
+
+def warn(lines: Sequence[str]) -> None:
+    """Tell what is odd, on stderr."""
+    for line in lines:
+        typer.echo(f"streamsink: warning: {line}", err=True)
+
+
+@contextmanager
+def _event_writer(path: Path | None) -> Iterator[Hears | None]:
+    if path is None:
+        yield None
+        return
+    try:
+        file = path.open("w", encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"--json-events {path} cannot be written: {error.strerror}") from None
+
+    def write(event: Event) -> None:
+        record = {"time": time.time(), **dataclasses.asdict(event)}
+        file.write(json.dumps(record) + "\n")
+        file.flush()
+
+    with file:
+        yield write
+
+
+def _show_log() -> None:
+    log = logging.getLogger("streamsink.llama")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)

@@ -1,0 +1,171 @@
+"""``streamsink sessions``: list, show, export and delete what ``chat --session`` has saved."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from streamsink.errors import SessionError, UsageError
+
+if TYPE_CHECKING:
+    from streamsink.session import Session
+
+app = typer.Typer(help="Saved conversations: list, show, export and delete them.")
+
+Name = Annotated[
+    str,
+    typer.Argument(metavar="NAME|FILE", help="A name of `streamsink sessions`, or a session file."),
+]
+
+
+@app.callback(invoke_without_command=True)
+def sessions(context: typer.Context) -> None:
+    """List the saved conversations, or show, export and delete one."""
+    if context.invoked_subcommand is None:
+        list_sessions()
+
+
+@app.command("list")
+def list_sessions(
+    as_json: Annotated[bool, typer.Option("--json", help="All that is known, as JSON.")] = False,
+) -> None:
+    """List the saved conversations that have a name, newest first."""
+    from streamsink.session import read, shelf
+
+    records: list[dict[str, Any]] = []
+    for name in shelf.names():
+        path = shelf.locate(name)
+        try:
+            records.append(_record(name, path, read(path)))
+        except SessionError as error:
+            records.append({"name": name, "path": str(path), "error": str(error)})
+    if as_json:
+        typer.echo(json.dumps(records, indent=2))
+    elif records and sys.stdout.isatty():
+        _print_table(records)
+    elif sys.stdout.isatty():
+        typer.echo("no sessions yet: streamsink chat --session NAME")
+    else:
+        for record in records:
+            typer.echo("\t".join(_row(record)))
+
+
+@app.command()
+def show(
+    name: Name,
+    as_json: Annotated[bool, typer.Option("--json", help="All that is known, as JSON.")] = False,
+) -> None:
+    """Show what a session is of, and its last words."""
+    path, found = _read(name)
+    record = _record(name, path, found)
+    if as_json:
+        typer.echo(json.dumps(record, indent=2))
+        return
+    for key, value in record.items():
+        typer.echo(f"{key:12} {value}")
+    for turn in found.talk.turns[-2:] if found.talk else ():
+        typer.echo(f"{turn.role:12} {_line(turn.text)}")
+
+
+@app.command()
+def export(
+    name: Name,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="As JSON, with the messages of chat interfaces.")
+    ] = False,
+    out: Annotated[Path | None, typer.Option(help="File to write; else standard output.")] = None,
+) -> None:
+    """Write a session's whole conversation, the forgotten turns included; in Markdown or JSON."""
+    from streamsink.session import export as forms
+
+    path, found = _read(name)
+    text = forms.plain(found) if as_json else forms.markdown(found, path.stem)
+    if out is None:
+        typer.echo(text, nl=False)
+        return
+    try:
+        out.write_text(text, "utf-8")
+    except OSError as error:
+        raise UsageError(f"--out {out} cannot be written: {error.strerror}") from None
+
+
+@app.command()
+def delete(
+    name: Name, yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False
+) -> None:
+    """Delete a session for good."""
+    from streamsink.session import read, shelf
+
+    path = shelf.locate(name)
+    with shelf.held(path):
+        if not path.is_file():
+            raise SessionError(f"there is no session {path}")
+        if path.parent != shelf.folder():
+            read(path)  # what is no session is not deleted
+        if not yes:
+            if not sys.stdin.isatty():
+                raise UsageError(f"delete {path}? There is nobody to ask here: --yes")
+            if not typer.confirm(f"delete {path}?", err=True):
+                raise typer.Exit(1)
+        path.unlink()
+
+
+def _read(name: str) -> tuple[Path, Session]:
+    from streamsink.session import read, shelf
+
+    path = shelf.locate(name)
+    return path, read(path)
+
+
+def _record(name: str, path: Path, session: Session) -> dict[str, Any]:
+    from streamsink.session import export as forms
+
+    stream = session.stream
+    return {
+        "name": name,
+        "model": session.kind.path,
+        "turns": len(session.talk.turns) if session.talk else 0,
+        "tokens": stream.n_tokens + len(stream.pending),
+        "visible": stream.n_live,
+        "forgotten": stream.counters.evicted,
+        "n_ctx": stream.n_ctx,
+        "saved": forms.saved(session),
+        "bytes": path.stat().st_size,
+        "path": str(path),
+    }
+
+
+def _row(record: dict[str, Any]) -> list[str]:
+    if "error" in record:
+        return [record["name"], "", "", "", "", _line(record["error"])]
+    return [
+        record["name"],
+        Path(record["model"]).name,
+        str(record["turns"]),
+        f"{record['tokens']:,}",
+        f"{record['bytes'] / 1e6:,.1f} MB",
+        record["saved"],
+    ]
+
+
+def _print_table(records: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("name", "model", "turns", "tokens", "size", "saved"):
+        justify: Any = "right" if title in ("turns", "tokens", "size") else "left"
+        table.add_column(title, justify=justify)
+    for record in records:
+        table.add_row(*(Text(cell) for cell in _row(record)))
+    Console().print(table)
+
+
+def _line(text: str) -> str:
+    """A text on one line that moves no cursor."""
+    return "".join(letter if letter.isprintable() else " " for letter in " ".join(text.split()))
