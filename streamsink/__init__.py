@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from streamsink.attached import attach as attach
     from streamsink.errors import StreamsinkError as StreamsinkError
     from streamsink.ledger import Evicted as Evicted
     from streamsink.model import Model as Model
     from streamsink.policy import SinkPolicy as SinkPolicy
     from streamsink.records import Event as Event
     from streamsink.records import Repinned as Repinned
+    from streamsink.records import Restored as Restored
     from streamsink.records import Stats as Stats
     from streamsink.records import Step as Step
     from streamsink.records import Visible as Visible
@@ -33,6 +35,7 @@ _HOMES = {
     "Evicted": "ledger",
     "Model": "model",
     "Repinned": "records",
+    "Restored": "records",
     "Sampling": "sampling",
     "SinkPolicy": "policy",
     "Stats": "records",
@@ -40,6 +43,7 @@ _HOMES = {
     "Stream": "stream",
     "StreamsinkError": "errors",
     "Visible": "records",
+    "attach": "attached",
 }
 __all__ = sorted(_HOMES)
 

@@ -33,6 +33,10 @@ class Boundaries:
         del self._indices[: bisect_right(self._indices, index)]
         return self._indices[0] if self._indices else None
 
+    def cut(self, index: int) -> None:
+        """Forget those behind an index."""
+        del self._indices[bisect_right(self._indices, index) :]
+
     def clear(self) -> None:
         """Forget all."""
         self._indices.clear()

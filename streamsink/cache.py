@@ -172,21 +172,37 @@ class Cache:
             at += len(piece)
             self.logits_ready = True
 
-    def take_back(self) -> int:
-        """Take the newest token out of cells and ledger, so that it can be decoded again.
+    def take_back(self, n: int = 1) -> list[int]:
+        """Take the newest tokens out of cells and ledger, so that they can be decoded again.
+
+        Parameters
+        ----------
+        n : int
+            How many.
+
+        Returns
+        -------
+        list of int
+            Their ids.
 
         Raises
         ------
         UsageError
-            No token of the window is left.
+            The window has fewer.
+        CacheError
+            They cannot be taken back: a recurrent state holds them.
         """
         ledger = self.ledger
-        if not ledger.runs[-1].tokens:
-            raise UsageError("a failed decode left the window empty: feed before going on")
+        if n > ledger.n_newest:
+            raise UsageError(
+                f"{n} tokens cannot be taken back: {ledger.n_newest} are in the window"
+            )
         self._lanes.drop()
         self.logits_ready = False
-        self.backend.remove(MAIN, ledger.next_pos - 1, -1)
-        return ledger.pop()
+        self.backend.remove(MAIN, ledger.next_pos - n, -1)
+        taken = [ledger.pop() for _ in range(n)][::-1]
+        self.boundaries.cut(ledger.next_index)
+        return taken
 
     def begin_turn(self, index: int) -> None:
         """Note that a turn begins at an index, and forget those that have left the window."""

@@ -204,6 +204,11 @@ class Ledger:
         self._next_index -= 1
         return token
 
+    @property
+    def n_newest(self) -> int:
+        """Tokens that could be taken back, for none before them was evicted."""
+        return len(self._runs[-1]) if self._runs else 0
+
     def oldest(self, n: int) -> list[Span]:
         """Positions of the ``n`` oldest tokens that are not pinned, in order."""
         spans: list[Span] = []

@@ -311,6 +311,33 @@ class Stream(Closing):
             self._feeding.add(len(tokens), start)
         return len(tokens)
 
+    def rewind(self, index: int) -> None:
+        """Go back to where the token of an index was yet to come; what came since is gone.
+
+        Parameters
+        ----------
+        index : int
+            An index of the window, or the stream's next.
+
+        Raises
+        ------
+        UsageError
+            It is not in the window: what was evicted before it does not come back.
+        CacheError
+            The model cannot take tokens back: a recurrent state holds them.
+        """
+        with self._alone:
+            ledger = self._cache.ledger
+            n_tokens = ledger.next_index + len(self._pending)
+            first = ledger.next_index - ledger.n_newest
+            if not first <= index <= n_tokens:
+                raise UsageError(
+                    f"the stream cannot go back to {index}: {first} to {n_tokens} are possible"
+                )
+            if index < ledger.next_index:
+                self._cache.take_back(ledger.next_index - index)
+            del self._pending[index - ledger.next_index :]
+
     def score(self, text: Input, *, special: bool = False) -> NDArray[np.float64]:
         """Take in text or tokens like `feed`, and say how well the stream foresaw each token.
 
@@ -759,7 +786,9 @@ class Stream(Closing):
         """Logits of the newest token, shape (1, n_vocab); a view, good until the next decode."""
         if not self._pending and not self._cache.logits_ready:
             # A failed call has left the logits of something else.
-            self._pending.append(self._cache.take_back())
+            if not self._cache.ledger.n_newest:
+                raise UsageError("a failed decode left the window empty: feed before going on")
+            self._pending += self._cache.take_back()
         self._advance(())
         return self._cache.backend.logits()[-1:]
 

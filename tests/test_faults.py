@@ -272,10 +272,10 @@ class FaultMachine(StreamMachine):
         self.retaken = False
         plain_take_back = self.stream._cache.take_back
 
-        def take_back() -> int:
-            token = plain_take_back()
+        def take_back(n: int = 1) -> list[int]:
+            tokens = plain_take_back(n)
             self.retaken = True
-            return token
+            return tokens
 
         self.stream._cache.take_back = take_back  # type: ignore[method-assign]
 

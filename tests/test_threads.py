@@ -6,9 +6,11 @@ import asyncio
 import itertools
 import signal
 import sys
+import tempfile
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -102,6 +104,9 @@ def awaited(stream: Stream) -> list[Step]:
     return asyncio.run(steps())
 
 
+FILE = Path(tempfile.mkdtemp()) / "a.session"
+SAVED = Stream(FakeBackend(N_CTX), SinkPolicy(4), N_CTX)._snapshot()
+
 OPERATIONS: dict[str, Callable[[Stream], object]] = {
     "feed": lambda stream: stream.feed("more"),
     "score": lambda stream: stream.score("more"),
@@ -113,6 +118,9 @@ OPERATIONS: dict[str, Callable[[Stream], object]] = {
     "unpin": Stream.unpin,
     "begin_turn": Stream.begin_turn,
     "logits": Stream.logits,
+    "rewind": lambda stream: stream.rewind(stream._cache.ledger.next_index - 1),
+    "save": lambda stream: stream.save(FILE),
+    "restore": lambda stream: stream.restore(SAVED, FakeBackend(N_CTX).kind, None),
     "stats": lambda stream: stream.stats,
     "visible": Stream.visible,
     "visible_tokens": Stream.visible_tokens,

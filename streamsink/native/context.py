@@ -5,13 +5,14 @@ from __future__ import annotations
 import ctypes
 import weakref
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 import llama_cpp
 import llama_cpp.llama_cpp as llama
 import numpy as np
 
-from streamsink.backend import MAIN, Capabilities, Logits, Sampler
+from streamsink.backend import MAIN, Capabilities, Logits, Sampler, Verdict
 from streamsink.errors import (
     CacheError,
     CapabilityError,
@@ -42,6 +43,10 @@ COMPACT_BYTES = 64 * 2**20
 """Largest cache that is moved together: in larger models the attention is a smaller part of a
 decode, so the gain is small and the copy is not."""
 
+ONE_SEQUENCE = Verdict(
+    "impossible", "the context has one sequence, so no sink can be evaluated beside the stream"
+)
+
 _REASONS = {
     1: "no free cells for",
     2: "the decode was aborted with",
@@ -65,6 +70,9 @@ class NativeContext:
         The batch is also the physical one, so that a decode is one piece and fails as one.
     swa_full : bool
         Whether sliding-window layers keep all cells, as a rotation needs.
+    borrowed : ctypes pointer, optional
+        A ``llama_context *`` to work on, which was made with these settings and stays its owner's.
+        Of its sequences one is used.
 
     Raises
     ------
@@ -77,31 +85,26 @@ class NativeContext:
     """
 
     def __init__(
-        self, weights: Weights, n_ctx: int, settings: CacheSettings, *, swa_full: bool
+        self,
+        weights: Weights,
+        n_ctx: int,
+        settings: CacheSettings,
+        *,
+        swa_full: bool,
+        borrowed: llama.llama_context_p | None = None,
     ) -> None:
         self._weights = weights
         self._made_with = (n_ctx, settings, swa_full)
         check_types(weights.traits, settings)
-        self._n_lanes_asked = n_lanes_of(n_ctx, settings, weights.traits)
+        self._n_lanes_asked = 1 if borrowed else n_lanes_of(n_ctx, settings, weights.traits)
         n_spare = self._n_lanes_asked - 1
-        flash = flash_of(settings, offloads=weights.offloads)
-        _check_memory(weights, n_ctx + n_spare, settings, flash=bool(flash))
-        params = context_params(
-            n_ctx, settings, weights.traits, offloads=weights.offloads, swa_full=swa_full
-        )
-        forget_errors()
-        context = llama.llama_init_from_model(weights.handle, params)
-        if not context:
-            raise ModelError(
-                f"llama.cpp cannot make a context of {n_ctx} tokens: "
-                f"{last_error() or 'no reason given'}; lower --ctx or change --cache-type-k/-v"
-            )
+        context = borrowed or _made(weights, n_ctx, n_ctx + n_spare, settings, swa_full=swa_full)
         self._context: llama.llama_context_p | None = context
         self._memory = llama.llama_get_memory(context)
         self._n_cells_live = -(-n_ctx // CELL_STEP) * CELL_STEP
         self._n_cells = int(llama.llama_n_ctx(context))
         self._n_batch = min(settings.n_batch, int(llama.llama_n_batch(context)))
-        self._n_sequences = 2 + n_spare
+        self._n_sequences = 1 if borrowed else 2 + n_spare
         self._n_lanes: int | None = None
         self.lane_order: probe.LaneOrder = "own last"
         self._n_rows = 0
@@ -114,12 +117,15 @@ class NativeContext:
             shifts=self._shifts,
             measured=weights.measured,
         )
+        if borrowed:
+            self._capabilities = replace(self._capabilities, reanchor=ONE_SEQUENCE)
         self._compact_buffer = self._new_compact_buffer(n_ctx, settings)
         self._batch = _Batch(self._n_batch, self._n_sequences)
         self._single = _Batch(1, 1)
         self._single.fill_one_sequence([0], 0, MAIN, "last")
         # Also when nobody calls close(), and before the weights go, which were there first.
-        self._free = weakref.finalize(self, _free, context, self._batch, self._single)
+        owned = None if borrowed else context
+        self._free = weakref.finalize(self, _free, owned, self._batch, self._single)
 
     # -- what there is --------------------------------------------------------------------------
 
@@ -447,8 +453,28 @@ def _check_shift() -> None:
         raise TornError("a K-shift was aborted or failed: the keys are to be evaluated anew")
 
 
-def _free(context: llama.llama_context_p, *batches: _Batch) -> None:
-    llama.llama_free(context)
+def _made(
+    weights: Weights, n_ctx: int, n_cells: int, settings: CacheSettings, *, swa_full: bool
+) -> llama.llama_context_p:
+    """Make a context."""
+    flash = flash_of(settings, offloads=weights.offloads)
+    _check_memory(weights, n_cells, settings, flash=bool(flash))
+    params = context_params(
+        n_ctx, settings, weights.traits, offloads=weights.offloads, swa_full=swa_full
+    )
+    forget_errors()
+    context = llama.llama_init_from_model(weights.handle, params)
+    if not context:
+        raise ModelError(
+            f"llama.cpp cannot make a context of {n_ctx} tokens: "
+            f"{last_error() or 'no reason given'}; lower --ctx or change --cache-type-k/-v"
+        )
+    return context
+
+
+def _free(context: llama.llama_context_p | None, *batches: _Batch) -> None:
+    if context:
+        llama.llama_free(context)
     for batch in batches:
         llama.llama_batch_free(batch.native)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable, Collection, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -59,6 +60,7 @@ class Weights:
         self.path = path
         self.measured = measured
         self._header = header = header or read_header(path)
+        self._free: Callable[[], object]
         names = header.tensor_names()
         params = model_params(n_gpu_layers)
         self.offloads = params.n_gpu_layers > 0
@@ -67,11 +69,40 @@ class Weights:
             handle = llama.llama_model_load_from_file(str(path).encode(), params)
         if not handle:
             raise ModelError(f"llama.cpp cannot load {path}: {last_error() or 'no reason given'}")
-        self._handle: llama.llama_model_p | None = handle
+        self._hold(handle, names, lines)
         self._free = weakref.finalize(self, llama.llama_model_free, handle)
+
+    @classmethod
+    def borrowed(
+        cls, handle: llama.llama_model_p, path: Path, measured: Measured, *, offloads: bool
+    ) -> Weights:
+        """Weights that somebody else has loaded, and will free after this object's last use.
+
+        Parameters
+        ----------
+        handle : ctypes pointer
+            The ``llama_model *``.
+        path : Path
+            Its file.
+        measured : Measured
+            What a trial found.
+        offloads : bool
+            Whether layers are on a GPU.
+        """
+        weights = object.__new__(cls)
+        weights.path, weights.measured, weights.offloads = path, measured, offloads
+        weights._header = read_header(path)
+        weights._free = lambda: None
+        weights._hold(handle, weights._header.tensor_names(), ())
+        return weights
+
+    def _hold(
+        self, handle: llama.llama_model_p, names: Collection[str], lines: Sequence[str]
+    ) -> None:
+        self._handle: llama.llama_model_p | None = handle
         self.vocabulary = NativeVocabulary(handle)
         # Asked once: a context with YaRN by option changes the answers (llama_init_from_model).
-        self.traits = read_traits(handle, self.vocabulary, header, names, lines)
+        self.traits = read_traits(handle, self.vocabulary, self._header, names, lines)
 
     @cached_property
     def fingerprint(self) -> str:
