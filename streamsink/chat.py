@@ -121,13 +121,12 @@ class Chat:
         """What the model can still see of a turn."""
         if turn.pinned and self.stream.pins:
             return "pinned"
-        n_seen = sum(
-            max(0, min(stop, turn.stop) - max(start, turn.start))
-            for start, stop in self.stream.stats.sees
-        )
-        if not n_seen:
-            return "forgotten" if turn.stop > turn.start else "visible"
-        return "visible" if n_seen == turn.stop - turn.start else "cut"
+        sees = self.stream.stats.sees
+        if any(start <= turn.start and turn.stop <= stop for start, stop in sees):
+            return "visible"
+        # Of one that begins the stream a few tokens may be the sink: nobody could read them.
+        ends = any(start < turn.stop <= stop for start, stop in sees)
+        return "cut" if ends else "forgotten"
 
     def recall(self, words: str) -> list[int]:
         """Places in `turns` of those that hold all of some words, in whatever case."""

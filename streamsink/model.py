@@ -243,7 +243,7 @@ class Model(Closing):
             on_event=on_event,
         )
         try:
-            stream.restore(snapshot, kind, session.read_cells(path))
+            stream.restore(snapshot, kind, session.read_cells(path), policy)
         except SessionError as error:
             stream.close()
             raise SessionError(f"the session {path} cannot be gone on with: {error}") from None

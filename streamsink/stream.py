@@ -500,7 +500,13 @@ class Stream(Closing):
         session.write(Path(path), backend.kind, snapshot, talk, cells)
         self._happened("save", snapshot.n_live, start)
 
-    def restore(self, snapshot: Snapshot, kind: CellKind, cells: memoryview | None) -> Restored:
+    def restore(
+        self,
+        snapshot: Snapshot,
+        kind: CellKind,
+        cells: memoryview | None,
+        policy: SinkPolicy | None = None,
+    ) -> Restored:
         """Go on where another stream stood; see `streamsink.Model.restore`.
 
         Where its cells do not fit, its visible tokens are evaluated again, as many as there is room
@@ -514,20 +520,23 @@ class Stream(Closing):
             What its cells depend on.
         cells : memoryview, optional
             The cells.
+        policy : SinkPolicy, optional
+            Another policy to go on by.
 
         Raises
         ------
         SessionError
-            It was a stream on another model, or cannot have been a stream.
-        UsageError
-            Its pinned prefix leaves no window in ``n_ctx``.
+            It was a stream on another model, or cannot have been a stream; nothing has changed.
+        UsageError, CapabilityError
+            Its pinned prefix leaves no window in ``n_ctx``, or a policy does not fit, likewise.
         DecodeError, CacheError
             The visible tokens could not be evaluated.
         """
         start = time.perf_counter()
         with self._alone:
-            backend, policy = self._cache.backend, self._policy
-            mine = backend.kind
+            mine = self._cache.backend.kind
+            policy = policy or snapshot.policy
+            policy.check(self.n_ctx)
             if kind.model != mine.model:
                 raise SessionError(f"it is a stream on another model: {kind.path}")
             snapshot.check(self._vocabulary.n_tokens)
@@ -578,6 +587,7 @@ class Stream(Closing):
         )
 
     def _take_over(self, snapshot: Snapshot) -> None:
+        self._cache.adopt(snapshot.policy, snapshot.n_keep)
         self._cache.take_over(snapshot)
         self._policy = snapshot.policy
         self._pending = list(snapshot.pending)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from streamsink import session
 from streamsink.chat import LEAST_SINK, Chat
 from streamsink.errors import UsageError
 from streamsink.policy import Keep, SinkPolicy
+from streamsink.snapshot import Turn
 from streamsink.stream import Stream
 from streamsink.template import ChatTemplate
 from tests.fake_backend import BOS, EOS, FakeBackend
@@ -174,3 +177,148 @@ def test_nothing_said_is_nothing_pinned() -> None:
     chat, _ = open_chat(SinkPolicy("system"))
     with pytest.raises(UsageError, match="nothing was said"):
         chat.pin()
+
+
+# -- what is known of turns ---------------------------------------------------------------------
+
+
+def spoken(chat: Chat, turn: Turn) -> bytes:
+    """The tokens of a turn, if all of the stream is still there."""
+    tokens = chat.stream.visible_tokens()[turn.start : turn.stop]
+    return b"".join({BOS: b"<s>", EOS: b"</s>"}.get(t, bytes([t % 256])) for t in tokens)
+
+
+def test_turns_know_their_tokens() -> None:
+    chat, backend = open_chat(SinkPolicy("system"), system="Be kind.")
+    answer(chat, backend, "Hi", "Ho")
+    answer(chat, backend, "And?", "So.", ends=False)
+    answer(chat, backend, "Then?", "Now.")
+    assert [spoken(chat, turn).decode() for turn in chat.turns] == [
+        "[user]Hi</s>[assistant]",
+        "Ho</s>",
+        "[user]And?</s>[assistant]",
+        "So.</s>",
+        "[user]Then?</s>[assistant]",
+        "Now.</s>",
+    ]
+
+
+def test_what_is_left_of_turns() -> None:
+    chat, backend = open_chat(SinkPolicy("system"), n_ctx=130, system="Be kind.")
+    answer(chat, backend, "My cat is Miso", "Oh")
+    chat.pin()
+    assert [chat.memory(turn) for turn in chat.turns] == ["pinned", "pinned"]
+    for n in range(6):
+        answer(chat, backend, f"Q{n}?", "It is so.")
+    found = [chat.memory(turn) for turn in chat.turns]
+    assert found[:2] == ["pinned", "pinned"]
+    assert found[2] == "forgotten"
+    assert found[-1] == "visible"
+    assert found[2:] == sorted(found[2:], key=["forgotten", "cut", "visible"].index)
+    with pytest.raises(UsageError, match="nothing of"):
+        chat.stream.pin(*[(turn.start, turn.stop) for turn in chat.turns][2])
+    chat.unpin()
+    assert chat.memory(chat.turns[0]) == "forgotten"
+
+
+def test_an_exchange_is_pinned_once() -> None:
+    chat, backend = open_chat(SinkPolicy("system"))
+    answer(chat, backend, "Hi", "Ho")
+    chat.pin()
+    with pytest.raises(UsageError, match="pinned already"):
+        chat.pin()
+    chat.unpin()
+    chat.pin()
+
+
+def test_words_are_found_in_forgotten_turns() -> None:
+    chat, backend = open_chat(SinkPolicy("system"), n_ctx=64)
+    answer(chat, backend, "My cat is Miso", "A fine name")
+    answer(chat, backend, "My dog is Rex", "A fine dog")
+    for _ in range(6):
+        answer(chat, backend, "And so on?", "Yes, on.")
+    assert chat.recall("fine") == [1, 3]
+    assert chat.recall("CAT my") == [0]
+    assert chat.recall("fish") == []
+    assert chat.memory(chat.turns[0]) == "forgotten"
+
+
+def test_a_quote_goes_into_the_window_at_once_and_begins_the_next_turn() -> None:
+    chat, backend = open_chat(SinkPolicy("system"), n_ctx=160)
+    answer(chat, backend, "My cat is Miso", "A fine name")
+    for _ in range(5):
+        answer(chat, backend, "And so on?", "Yes, on.")
+    assert b"Miso" not in fed(chat)
+    chat.quote(0)
+    assert fed(chat).endswith(b"</s>[user]Earlier I said:\n> My cat is Miso\n\n")
+    chat.quote(1)
+    answer(chat, backend, "Who?", "Miso.", ends=False)
+    whole = (
+        "[user]Earlier I said:\n> My cat is Miso\n\nEarlier you said:\n> A fine name\n\n"
+        "Who?</s>[assistant]Miso."
+    )
+    chat.stream.feed(())
+    assert fed(chat).endswith(whole.encode())
+    assert chat.turns[-2].text.endswith("A fine name\n\nWho?")
+    answer(chat, backend, "So?", "Yes.")
+    assert b"Miso.</s>[user]So?</s>" in fed(chat)
+    with pytest.raises(UsageError, match="no turn 99"):
+        chat.quote(98)
+
+
+def test_a_chat_goes_on_out_of_its_file(tmp_path: Path) -> None:
+    """In the midst of a question that begins with a quote, a pinned exchange before it."""
+    path = tmp_path / "talk.session"
+    script = [("My cat is Miso", "Nice"), ("And?", "So."), ("Hm?", "Yes.")]
+
+    def begun() -> tuple[Chat, Scripted]:
+        chat, backend = open_chat(SinkPolicy("system"), n_ctx=160, system="Be kind.")
+        answer(chat, backend, *script[0])
+        chat.pin()
+        for one in script[1:]:
+            answer(chat, backend, *one, ends=False)
+        chat.quote(0)
+        return chat, backend
+
+    def ended(chat: Chat, backend: Scripted) -> tuple[object, ...]:
+        for _ in range(4):
+            answer(chat, backend, "On and on?", "On it goes.")
+        chat.unpin()
+        return chat.turns, fed(chat), chat.stream.stats.sees, chat.stream.stats.evicted
+
+    chat, backend = begun()
+    chat.save(path)
+    whole = ended(chat, backend)
+
+    saved, cells = session.read(path), session.read_cells(path)
+    assert saved.talk
+    chat, backend = open_chat(SinkPolicy(), n_ctx=160)
+    restored = chat.stream.restore(saved.stream, saved.kind, cells)
+    assert restored.n_evaluated == 0
+    chat.go_on(saved.talk)
+    assert ended(chat, backend) == whole
+
+
+def test_the_prompt_of_the_thread_keeps_its_head_and_shifts_its_chat() -> None:
+    """llama.cpp #3440: sections of a prompt, of which only the chat may go."""
+    source = (
+        "#meta\nA chat between a user and an assistant.\n"
+        "{% if messages[0].role == 'system' %}#system\n{{ messages[0].content }}\n{% endif %}"
+        "#chat\n"
+        "{% for message in messages %}{% if message.role == 'user' %}User: {{ message.content }}\n"
+        "{% elif message.role == 'assistant' %}Assistant: {{ message.content }}\n{% endif %}"
+        "{% endfor %}{% if add_generation_prompt %}Assistant: {% endif %}"
+    )
+    backend = Scripted(400)
+    stream = Stream(backend, SinkPolicy("system", "turn"), 200)
+    chat = Chat(stream, ChatTemplate(source, {}), "Be kind.")
+    for n in range(30):
+        answer(chat, backend, f"Question {n}?", "It is so.", ends=False)
+    head = "<s>#meta\nA chat between a user and an assistant.\n#system\nBe kind.\n#chat\n"
+    text = fed(chat).decode()
+    assert text.startswith(head + "User: Question ")
+    assert stream.stats.pinned == len(head) - len("<s>") + 1
+    assert text.count("<s>") == 1
+    assert "Question 29" in text
+    chat.change_system("Be a pirate.")
+    assert fed(chat).decode().startswith(head.replace("kind", "a pirate"))

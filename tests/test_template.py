@@ -7,7 +7,8 @@ import time
 import pytest
 
 from streamsink.errors import ModelError
-from streamsink.template import ChatTemplate, Part
+from streamsink.native import templates
+from streamsink.template import ChatTemplate, Part, is_name
 
 CHATML_WITH_DEFAULT = (
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
@@ -174,3 +175,45 @@ def test_after_a_template_that_failed_another_call_works(monkeypatch: pytest.Mon
     with pytest.raises(ModelError, match="no answer within 3 s"):
         template.render([{"role": "user", "content": "Hi"}], False)
     assert template.render([], False) == "done"
+
+
+# -- llama.cpp's own, by name -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", templates.names())
+def test_built_in_templates_go_turn_by_turn(name: str) -> None:
+    template = ChatTemplate(name, SPECIAL)
+    for system in ("", "Be."):
+        head = [{"role": "system", "content": system}] if system else []
+        block, rest = template.opening(system, "Hi")
+        first = template.render([*head, {"role": "user", "content": "Hi"}], True)
+        assert joined([*block, *rest]) == first
+        assert "Hi" in joined(rest)
+        if "Be." in first:  # not every template takes a system prompt
+            assert "Be." in joined(block)
+    before, after = template.next_turn("And?")
+    assert joined(after).startswith("And?")
+    assert "Hi" not in joined(before)
+
+
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [
+        ("chatml", ""),
+        ("llama3", LLAMA_3.replace("{{ bos_token }}", "")),
+        ("gemma", GEMMA.replace("{{ bos_token }}", "")),
+    ],
+)
+def test_built_in_templates_are_those_of_the_models(name: str, source: str) -> None:
+    messages = [
+        {"role": "system", "content": "Be kind, ünd wise."},
+        *({"role": role, "content": "x" * 500} for role in ("user", "assistant", "user")),
+    ]
+    found, expected = (ChatTemplate(one, SPECIAL).render(messages, True) for one in (name, source))
+    assert found == expected
+
+
+def test_names_are_no_sources() -> None:
+    assert is_name("llama3")
+    assert not is_name("{{ messages }}")
+    assert not is_name("llama99")
