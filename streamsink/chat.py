@@ -122,11 +122,11 @@ class Chat:
         if turn.pinned and self.stream.pins:
             return "pinned"
         sees = self.stream.stats.sees
-        if any(start <= turn.start and turn.stop <= stop for start, stop in sees):
+        end = min(turn.stop, sees[-1][1])  # a token that is not yet evaluated is no less visible
+        if any(start <= turn.start and end <= stop for start, stop in sees):
             return "visible"
         # Of one that begins the stream a few tokens may be the sink: nobody could read them.
-        ends = any(start < turn.stop <= stop for start, stop in sees)
-        return "cut" if ends else "forgotten"
+        return "cut" if any(start < end <= stop for start, stop in sees) else "forgotten"
 
     def recall(self, words: str) -> list[int]:
         """Places in `turns` of those that hold all of some words, in whatever case."""
