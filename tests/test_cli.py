@@ -189,6 +189,7 @@ class Terminal:
         # A terminal answers when it is asked where its cursor stands.
         self._screen.write_process_input = lambda answer: self._child.send(answer)
         self._stream = pyte.ByteStream(self._screen)
+        self.raw = b""
 
     @property
     def text(self) -> str:
@@ -207,7 +208,9 @@ class Terminal:
         while not (found := re.search(pattern, self.text)):
             assert time.monotonic() < end, f"no {pattern!r} on the screen:\n{self.text}"
             with contextlib.suppress(pexpect.TIMEOUT):
-                self._stream.feed(self._child.read_nonblocking(2**16, timeout=0.1))
+                came = self._child.read_nonblocking(2**16, timeout=0.1)
+                self.raw += came
+                self._stream.feed(came)
         return found[0]
 
     def wait_for_end(self) -> int:

@@ -11,12 +11,15 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Literal, NamedTuple, ParamSpec, TypeAlias
 
 import numpy as np
 
 from streamsink import placement
-from streamsink.backend import MAIN
+from streamsink.backend import MAIN, SCRATCH
+from streamsink.model import Model
 from streamsink.policy import SinkPolicy, discard_size
 from streamsink.sampling import Sampling
 from streamsink.stream import Stream
@@ -30,6 +33,8 @@ LEAST_BLOCK = 24
 """Fewest tokens of a block."""
 N_GENERATE = 96
 """Tokens of a block of generating."""
+N_REPIN = 200
+"""Tokens of a prefix that is swapped."""
 
 
 class Sample(NamedTuple):
@@ -50,10 +55,13 @@ class FullStream:
         An empty one.
     seed : int
         Seed of the tokens that are fed.
+    model : Model
+        The stream's model.
     """
 
-    def __init__(self, stream: Stream, seed: int) -> None:
+    def __init__(self, stream: Stream, seed: int, model: Model) -> None:
         self.stream = stream
+        self._model = model
         self._n_ctx = stream.n_ctx
         self._random = random.Random(seed)
         self._sampling = Sampling(seed=seed)
@@ -147,6 +155,36 @@ class FullStream:
         plain = [_ms(self._again, newest) for _ in range(8)]
         return Sample([ms], 1, float(np.median(plain)))
 
+    def repinning(self) -> Sample:
+        """Swap the pinned prefix for one of 200 tokens, against evaluating as many there bare."""
+        self._settle(SinkPolicy())
+        tokens = self._tokens(N_REPIN)
+        self.stream.repin(tokens)  # room is made for it: it takes the place of one as long
+        before = self._evaluate(tokens)
+        ms = _ms(self.stream.repin, self._tokens(N_REPIN))
+        return Sample([ms], N_REPIN, (before + self._evaluate(tokens)) / 2)
+
+    def forking(self) -> Sample:
+        """Fork, against evaluating what is visible."""
+        return self._against_anew(lambda: self.stream.fork().close())
+
+    def saving(self) -> Sample:
+        """Write the stream to the disk, against evaluating what is visible."""
+        with TemporaryDirectory() as folder:
+            return self._against_anew(lambda: self.stream.save(Path(folder) / "a"))
+
+    def restoring(self) -> Sample:
+        """Open a stream out of a file, against evaluating what is visible."""
+        with TemporaryDirectory() as folder:
+            self.stream.save(Path(folder) / "a")
+            return self._against_anew(lambda: self._model.restore(Path(folder) / "a").close())
+
+    def _against_anew(self, call: Callable[[], object]) -> Sample:
+        self._settle(SinkPolicy())
+        ms = _ms(call)
+        anew = _ms(placement.reevaluate, self._backend, self._cache.ledger)
+        return Sample([ms], self._n_ctx, anew / self._n_ctx)
+
     # -- calls ----------------------------------------------------------------------------------
 
     def _take(self, tokens: list[int]) -> None:
@@ -163,6 +201,13 @@ class FullStream:
     def _decode(self, tokens: list[int], pos: int, rows: Rows) -> None:
         self._backend.decode(tokens, pos, MAIN, rows)
         self._backend.logits()
+
+    def _evaluate(self, tokens: list[int]) -> float:
+        """Ms per token of evaluating tokens bare, where a sink is evaluated."""
+        start = self._cache.ledger.head_place()
+        ms = _ms(placement.evaluate, self._backend, tokens, start, SCRATCH)
+        self._backend.remove(SCRATCH, 0, -1)
+        return ms / len(tokens)
 
     def _prefill(self, rows: Rows, n_beyond: int | None = None) -> float:
         """Ms per token of a plain batch, the last ``n_beyond`` tokens of it on a full cache.

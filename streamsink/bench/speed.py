@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from streamsink.bench.full_stream import BATCH, FullStream, Sample
+from streamsink.bench.full_stream import BATCH, N_REPIN, FullStream, Sample
 from streamsink.bench.task import Place, Task
 from streamsink.errors import UsageError
 from streamsink.policy import Discard, Placement, SinkPolicy
@@ -29,6 +29,8 @@ BATCHES = {
     "all": f"plain batch of {BATCH} on a full cache, all logits",
 }
 SMALLER = "the same up to a full cache"
+EVALUATED = "evaluating them bare"
+ANEW = "evaluating what is visible"
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +112,15 @@ def _tasks(n_ctx: int, settings: SpeedSettings, shelf: _Shelf) -> list[Task]:
     add(last, SMALLER, n_short, 20, FullStream.batching)
     add("generate, no eviction", BARE, n_short, 200, FullStream.generating)
     add("window evaluated anew for each token", PLAIN, 1, 0.5 * n_ctx, FullStream.recomputing)
+    anew = 0.5 * n_ctx  # weight of an evaluation of the whole window, as above
+    if n_ctx >= 2 * N_REPIN:
+        add(f"re-pin of {N_REPIN} tokens", EVALUATED, n_short, 100, FullStream.repinning)
+    for what, block in (
+        ("fork", FullStream.forking),
+        ("save", FullStream.saving),
+        ("restore", FullStream.restoring),
+    ):
+        add(what, ANEW, settings.samples, anew, block)
     return found
 
 
@@ -128,7 +139,10 @@ class _Shelf:
             self._held[1].stream.close()
             self._held = None
         if not self._held:
-            self._held = n_ctx, FullStream(place.stream(SinkPolicy(), n_ctx), place.seed)
+            self._held = (
+                n_ctx,
+                FullStream(place.stream(SinkPolicy(), n_ctx), place.seed, place.model),
+            )
         return self._held[1]
 
 
