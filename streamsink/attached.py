@@ -98,6 +98,7 @@ def attach(
     llama._streamsink = stream
     llama._n_ctx = ENDLESS
     llama.n_tokens = 0
+    llama.scores[:] = 0  # of a prompt none are entered
     return stream
 
 

@@ -106,11 +106,11 @@ def test_a_plan_that_is_none() -> None:
 
 def test_speed_pairs_every_variant_with_its_baseline(tmp_path: Path, tiny_path: Path) -> None:
     folder = RunFolder.create(tmp_path / "run", {})
-    tasks = Plan(speed=SpeedSettings((256,), (1, "half"), samples=1)).tasks()
+    tasks = Plan(speed=SpeedSettings((512,), (1, "half"), samples=1)).tasks()
     with Model(Weights(tiny_path)) as model:
         suite.run(tasks, model, folder, 0, Silent())
     records = list(folder.records())
-    assert len(records) == 2 * 3 + 6
+    assert len(records) == 2 * 3 + 6 + 4
     for record in records:
         result = record["result"]
         assert 0 < result["ms_q1"] <= result["ms_per_token"] <= result["ms_q3"]
