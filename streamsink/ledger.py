@@ -15,8 +15,6 @@ from enum import Enum
 from itertools import islice
 from typing import NamedTuple
 
-from streamsink.snapshot import Piece
-
 
 class Missing(Enum):
     """Live tokens whose cells are not in the cache, to be evaluated before anything else."""
@@ -49,6 +47,15 @@ class Run:
     def end(self) -> int:
         """Position after the last token."""
         return self.pos + len(self.tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A run as plain data: index and position of its first token, and the ids."""
+
+    index: int
+    pos: int
+    tokens: tuple[int, ...]
 
 
 class Span(NamedTuple):

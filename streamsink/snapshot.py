@@ -6,6 +6,8 @@ from dataclasses import dataclass, field, fields
 from itertools import chain, pairwise
 
 from streamsink.errors import SessionError
+from streamsink.ledger import Piece
+from streamsink.pinned import Pinned
 from streamsink.policy import SinkPolicy
 from streamsink.records import Step
 from streamsink.sampling import Sampling
@@ -69,15 +71,6 @@ class Counters:
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
-    """Tokens that are neighbours in stream and cache: index and position of the first, and ids."""
-
-    index: int
-    pos: int
-    tokens: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class Snapshot:
     """Where a stream stands, its cells aside.
 
@@ -95,12 +88,8 @@ class Snapshot:
         The live tokens, oldest first; the last piece is the window.
     pending : tuple of int
         Tokens of the stream that are not decoded yet.
-    pins : tuple of tuple of int
-        Spans that are pinned beside the prefix.
-    n_prompt : int
-        Tokens of the first prompt.
-    n_system : int or None
-        Tokens of the system block.
+    pinned : Pinned
+        What is pinned beside the prefix, and what ``n_keep`` stands for.
     boundaries : tuple of int
         Indices at which the window may begin.
     counters : Counters
@@ -113,9 +102,7 @@ class Snapshot:
     n_tokens: int
     pieces: tuple[Piece, ...]
     pending: tuple[int, ...]
-    pins: tuple[tuple[int, ...], ...]
-    n_prompt: int
-    n_system: int | None
+    pinned: Pinned
     boundaries: tuple[int, ...]
     counters: Counters
 
@@ -135,7 +122,8 @@ class Snapshot:
         self.policy.check(self.n_ctx)
         tokens = (*chain.from_iterable(piece.tokens for piece in self.pieces), *self.pending)
         last = self.pieces[-1] if self.pieces else Piece(0, 0, ())
-        numbers = (self.n_keep, self.n_tokens, self.n_prompt, self.n_system or 0)
+        pinned = self.pinned
+        numbers = (self.n_keep, self.n_tokens, pinned.n_prompt, pinned.n_system or 0)
         counts = (getattr(self.counters, each.name) for each in fields(self.counters))
         ends = (*self.boundaries, self.n_tokens + len(self.pending) + 1)
         sound = {
@@ -143,7 +131,7 @@ class Snapshot:
             "more tokens are live than n_ctx": self.n_live <= self.n_ctx,
             "a number is below 0": min(*numbers, *counts) >= 0,
             "the pinned prefix is too long": self.n_keep < self.n_ctx
-            and sum(map(len, self.pins)) <= min(self.n_keep, self.n_live),
+            and pinned.n_spans <= min(self.n_keep, self.n_live),
             "tokens are missing at the end": last.index + len(last.tokens) == self.n_tokens,
             "tokens are out of order": all(
                 a.index + len(a.tokens) <= b.index and a.pos + len(a.tokens) <= b.pos

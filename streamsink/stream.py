@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, MutableSet, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -24,6 +24,7 @@ from streamsink.closing import Closing
 from streamsink.errors import CacheError, ClosedError, SessionError, UsageError
 from streamsink.interrupt import Exclusive
 from streamsink.ledger import Evicted
+from streamsink.pinned import Pinned, check_window
 from streamsink.policy import SinkPolicy
 from streamsink.records import Event, Finish, Repinned, Restored, Stats, Step, Visible
 from streamsink.sampling import Sampling
@@ -103,9 +104,7 @@ class Stream(Closing):
         self._vocabulary = backend.vocabulary
         self._policy = policy
         self._pending: list[int] = []
-        self._pins: tuple[tuple[int, ...], ...] = ()
-        self._n_prompt = 0
-        self._n_system: int | None = None
+        self._pinned = Pinned()
         n_keep = policy.n_keep if isinstance(policy.n_keep, int) else 0
         report = self._news.append if on_evict or on_event else None
         lock = threading.Lock()
@@ -154,16 +153,16 @@ class Stream(Closing):
     @property
     def pins(self) -> tuple[tuple[int, ...], ...]:
         """Tokens of the spans that are pinned beside the prefix, by `pin`."""
-        return self._pins
+        return self._pinned.spans
 
     def pin_system(self, n_tokens: int) -> None:
         """Say how many tokens the system block has: what ``n_keep="system"`` pins."""
         with self._alone:
-            previous, self._n_system = self._n_system, n_tokens
+            previous, self._pinned = self._pinned, replace(self._pinned, n_system=n_tokens)
             try:
                 self._adopt(self._policy)
             except Exception:
-                self._n_system = previous
+                self._pinned = previous
                 raise
 
     def begin_turn(self) -> None:
@@ -205,7 +204,7 @@ class Stream(Closing):
             bos = self._vocabulary.bos
             if isinstance(text, str) and bos is not None and tokens[:1] != [bos]:
                 tokens.insert(0, bos)
-            return self._repin(tokens, self._pins, exact=exact)
+            return self._repin(tokens, self._pinned.spans, exact=exact)
 
     def pin(self, start: int, stop: int) -> Repinned:
         """Pin a span for good, beside the prefix: facts that must not be forgotten.
@@ -231,7 +230,8 @@ class Stream(Closing):
             span = tuple(self._cache.ledger.window_tokens(start, stop))
             if not span:
                 raise UsageError(f"nothing of {start} to {stop} is in the window: there is no more")
-            return self._repin(self._prefix(), (*self._pins, span))
+            pinned = self._pinned
+            return self._repin(pinned.prefix(self._cache.ledger), (*pinned.spans, span))
 
     def unpin(self) -> Repinned:
         """Release the span that was pinned last.
@@ -244,38 +244,30 @@ class Stream(Closing):
             As for `repin`.
         """
         with self._alone:
-            if not self._pins:
+            pinned = self._pinned
+            if not pinned.spans:
                 raise UsageError("nothing is pinned beside the prefix")
-            return self._repin(self._prefix(), self._pins[:-1])
-
-    def _prefix(self) -> list[int]:
-        """The pinned tokens without the spans that were pinned beside them."""
-        ledger = self._cache.ledger
-        n_prefix = ledger.n_pinned - sum(map(len, self._pins))
-        return list(islice(ledger.tokens(), n_prefix))
+            return self._repin(pinned.prefix(self._cache.ledger), pinned.spans[:-1])
 
     def _repin(
-        self, prefix: Sequence[int], pins: tuple[tuple[int, ...], ...], *, exact: bool = False
+        self, prefix: Sequence[int], spans: tuple[tuple[int, ...], ...], *, exact: bool = False
     ) -> Repinned:
         start = time.perf_counter()
         if self._is_empty:
             raise UsageError("an empty stream has no prefix to swap: feed it first")
-        tokens = [*prefix, *chain.from_iterable(pins)]
+        tokens = [*prefix, *chain.from_iterable(spans)]
         policy = self._policy
         if policy.n_keep != "system":
             policy = replace(policy, n_keep=len(tokens))
         policy.check(self.n_ctx)
-        if len(tokens) >= self.n_ctx:
-            raise UsageError(
-                f"a pinned prefix of {len(tokens)} tokens leaves no window in n_ctx "
-                f"{self.n_ctx}: shorten it, or start with a larger --ctx"
-            )
+        check_window(len(tokens), self.n_ctx)
         self._advance(())
         try:
             n_evaluated, n_evicted = self._cache.repin(tokens, exact=exact)
         finally:
             if self._cache.ledger.n_keep == len(tokens):
-                self._policy, self._n_system, self._pins = policy, len(tokens), pins
+                self._policy = policy
+                self._pinned = replace(self._pinned, n_system=len(tokens), spans=spans)
                 self._cache.adopt(policy, len(tokens))
         ms = (time.perf_counter() - start) * 1e3
         return Repinned(len(tokens), n_evaluated, n_evicted, ms)
@@ -540,11 +532,7 @@ class Stream(Closing):
             if kind.model != mine.model:
                 raise SessionError(f"it is a stream on another model: {kind.path}")
             snapshot.check(self._vocabulary.n_tokens)
-            if snapshot.n_keep >= self.n_ctx:
-                raise UsageError(
-                    f"its pinned prefix of {snapshot.n_keep} tokens leaves no window in n_ctx "
-                    f"{self.n_ctx}: raise --ctx above it"
-                )
+            check_window(snapshot.n_keep, self.n_ctx)
             self._take_over(snapshot)
             why = self._put_back(snapshot, kind.difference(mine), cells)
             n_evaluated = self._cache.evaluate() if why else 0
@@ -579,9 +567,7 @@ class Stream(Closing):
             ledger.next_index,
             ledger.pieces,
             tuple(self._pending),
-            self._pins,
-            self._n_prompt,
-            self._n_system,
+            self._pinned,
             cache.boundaries.indices,
             replace(cache.counters),
         )
@@ -591,8 +577,7 @@ class Stream(Closing):
         self._cache.take_over(snapshot)
         self._policy = snapshot.policy
         self._pending = list(snapshot.pending)
-        self._pins = snapshot.pins
-        self._n_prompt, self._n_system = snapshot.n_prompt, snapshot.n_system
+        self._pinned = snapshot.pinned
 
     def _happened(self, kind: Literal["save", "restore"], n_tokens: int, start: float) -> None:
         if self._on_event:
@@ -692,8 +677,7 @@ class Stream(Closing):
         """Forget everything and begin anew, under the same policy."""
         with self._alone:
             self._pending.clear()
-            self._pins = ()
-            self._n_prompt = 0
+            self._pinned = Pinned(n_system=self._pinned.n_system)
             self._drop_sampler()
             self._cache.clear()
 
@@ -720,28 +704,12 @@ class Stream(Closing):
     def _adopt(self, policy: SinkPolicy) -> None:
         n_pinned = self._cache.ledger.n_pinned
         policy.check(self.n_ctx)
-        n_keep = self._n_keep(policy)
-        if n_keep >= self.n_ctx:
-            raise UsageError(
-                f"a pinned prefix of {n_keep} tokens leaves no window in n_ctx {self.n_ctx}: "
-                f"lower --keep"
-            )
+        n_keep = self._pinned.n_keep(policy, self._cache.ledger)
+        check_window(n_keep, self.n_ctx)
         self._cache.adopt(policy, n_keep)
         self._policy = policy
-        if n_keep != n_pinned:
-            self._pins = ()  # what ends elsewhere is a prefix like any other
-
-    def _n_keep(self, policy: SinkPolicy) -> int:
-        """What the policy pins on this stream, as a number."""
-        if policy.n_keep == "system":
-            if self._n_system is None:
-                if not self._is_empty:
-                    raise UsageError("--keep system needs a chat: give a number, or -1")
-                return 0
-            return self._n_system
-        if policy.n_keep == -1:
-            return self._cache.ledger.n_before(self._n_prompt)
-        return policy.n_keep
+        if n_keep != n_pinned:  # what ends elsewhere is a prefix like any other
+            self._pinned = replace(self._pinned, spans=())
 
     def _tokens(self, text: Input, special: bool) -> list[int]:
         if isinstance(text, str):
@@ -764,17 +732,13 @@ class Stream(Closing):
         """Settle what the first prompt settles: the size of the pinned prefix."""
         if not self._is_empty or not tokens:
             return
-        n_keep = self._policy.n_keep
-        if n_keep == "system" and self._n_system is None:
+        policy, pinned = self._policy, replace(self._pinned, n_prompt=len(tokens))
+        if policy.n_keep == "system" and pinned.n_system is None:
             raise UsageError("--keep system needs a chat: give a number, or -1")
-        resolved = len(tokens) if n_keep == -1 else self._n_keep(self._policy)
-        if resolved >= self.n_ctx:
-            raise UsageError(
-                f"a pinned prefix of {resolved} tokens leaves no window in n_ctx {self.n_ctx}: "
-                f"raise --ctx above {resolved}, or give --keep a number"
-            )
-        self._cache.adopt(self._policy, resolved)
-        self._n_prompt = len(tokens)
+        n_keep = len(tokens) if policy.n_keep == -1 else pinned.n_keep(policy, self._cache.ledger)
+        check_window(n_keep, self.n_ctx)
+        self._cache.adopt(policy, n_keep)
+        self._pinned = pinned
 
     def _live_tokens(self) -> list[int]:
         return [*self._cache.ledger.tokens(), *self._pending]

@@ -345,7 +345,7 @@ HOSTILE = {
     "discard": put("stream", "policy", "n_discard", value=-4),
     "counters": put("stream", "counters", "evicted", value=-1),
     "boundaries": put("stream", "boundaries", value=[9, 3]),
-    "pins": put("stream", "pins", value=[[1] * 30]),
+    "pins": put("stream", "pinned", "spans", value=[[1] * 30]),
     "cache type": put("kind", "cache_type_k", value="f99"),
     "nested": put("talk", value=json.loads("[" * 500 + "]" * 500)),
     "no stream": lambda record: record.pop("stream"),

@@ -12,7 +12,7 @@ from streamsink.snapshot import Snapshot, Turn
 
 def forgotten(turn: Turn, stream: Snapshot) -> bool:
     """Whether nothing of a turn could be seen any more."""
-    if turn.pinned and stream.pins:
+    if turn.pinned and stream.pinned.spans:
         return False
     ranges = [(piece.index, piece.index + len(piece.tokens)) for piece in stream.pieces]
     ranges.append((stream.n_tokens, stream.n_tokens + len(stream.pending)))
@@ -55,6 +55,6 @@ def saved(session: Session) -> str:
 
 
 def _remark(turn: Turn, stream: Snapshot) -> str:
-    if turn.pinned and stream.pins:
+    if turn.pinned and stream.pinned.spans:
         return " (pinned)"
     return " (forgotten)" if forgotten(turn, stream) else ""
