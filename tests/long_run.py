@@ -216,6 +216,9 @@ def run(
     span = stream.n_ctx + cache.choice.slack + context.n_batch
     most = max(REBASE_AT, 2 * span) + span
     draw, seconds, due = random.Random(1), 0.0, 0
+    if young:  # takes its memory now
+        young.feed([draw.randrange(n_vocab) for _ in range(2 * young.n_ctx)])
+        young.reset()
     while record.n_tokens < n_tokens:
         tokens = [draw.randrange(n_vocab) for _ in range(PIECE - SAID)]
         said, took = walk(stream, tokens)
