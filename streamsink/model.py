@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -235,15 +236,17 @@ class Model(Closing):
             name: getattr(kind, name)
             for name in ("cache_type_k", "cache_type_v", "rope_scaling", "rope_scale")
         }
-        stream = self.stream(
-            policy or snapshot.policy,
-            n_ctx or snapshot.n_ctx,
-            **{**before, **settings},
-            on_evict=on_evict,
-            on_event=on_event,
-        )
+        with ThreadPoolExecutor(1) as beside:  # the disk and the checksum, while memory is taken
+            reading = beside.submit(session.read_cells, path)
+            stream = self.stream(
+                policy or snapshot.policy,
+                n_ctx or snapshot.n_ctx,
+                **{**before, **settings},
+                on_evict=on_evict,
+                on_event=on_event,
+            )
         try:
-            stream.restore(snapshot, kind, session.read_cells(path), policy)
+            stream.restore(snapshot, kind, reading.result(), policy)
         except SessionError as error:
             stream.close()
             raise SessionError(f"the session {path} cannot be gone on with: {error}") from None

@@ -230,7 +230,7 @@ def test_cells_are_not_moved_while_a_shift_waits(model: Model) -> None:
     # Cells are moved together where spare ones lie beyond a step of 256.
     settings = CacheSettings("f32", "f32", N_BATCH, N_LANES, threads=1)
     context = NativeContext(model._weights, 256, settings, swa_full=False)
-    assert context._compact_buffer is not None
+    assert context._n_compact_bytes
     context.decode(TEXT[:12], 0, MAIN, "last")
     context.remove(MAIN, 2, 6)
     context.shift(MAIN, 6, 12, -4)
@@ -254,7 +254,7 @@ def test_cells_that_do_not_go_back_in(monkeypatch: pytest.MonkeyPatch, model: Mo
     with stream, fresh:
         stream.feed(TEXT[:360])
         assert stream._cache._scattered
-        assert context._compact_buffer is not None
+        assert context._n_compact_bytes
         monkeypatch.setattr(llama, "llama_state_seq_set_data", lambda *_: 0)
         with pytest.raises(TornError, match="could not put"):
             stream.feed(TEXT[360:361])

@@ -119,7 +119,8 @@ class NativeContext:
         )
         if borrowed:
             self._capabilities = replace(self._capabilities, reanchor=ONE_SEQUENCE)
-        self._compact_buffer = self._new_compact_buffer(n_ctx, settings)
+        self._n_compact_bytes = self._compact_bytes(n_ctx, settings)
+        self._compact_buffer: ctypes.Array[ctypes.c_uint8] | None = None
         self._batch = _Batch(self._n_batch, self._n_sequences)
         self._single = _Batch(1, 1)
         self._single.fill_one_sequence([0], 0, MAIN, "last")
@@ -299,33 +300,28 @@ class NativeContext:
         cell in use: 256 more cost 7 % of a decode at n_ctx 2,048. The state functions put a
         sequence into the first free cells.
         """
-        buffer = self._compact_buffer
         # The state's keys are those before a shift that waits, its positions those after it.
-        if buffer is None or self._shift_waits:
+        if not self._n_compact_bytes or self._shift_waits:
             return
+        buffer = self._compact_buffer = (
+            self._compact_buffer or (ctypes.c_uint8 * self._n_compact_bytes)()
+        )
         n = int(llama.llama_state_seq_get_data(self._handle, buffer, len(buffer), seq))
         if n == 0:
-            self._compact_buffer = None
+            self._n_compact_bytes, self._compact_buffer = 0, None
             return
         self.remove(seq, 0, -1)
         if not llama.llama_state_seq_set_data(self._handle, buffer, n, seq):
             raise TornError(f"llama.cpp could not put {n} bytes of cache back: {last_error()}")
 
-    def _new_compact_buffer(
-        self, n_ctx: int, settings: CacheSettings
-    ) -> ctypes.Array[ctypes.c_uint8] | None:
-        """Room for a full sequence; None where moving it is no gain."""
+    def _compact_bytes(self, n_ctx: int, settings: CacheSettings) -> int:
+        """Room that a full sequence takes; 0 where moving it is no gain."""
         traits = self._weights.traits
         if self._weights.offloads or traits.n_swa or self._n_cells == self._n_cells_live:
-            return None
+            return 0
         cell = traits.cell_bytes(settings.cache_type_k, settings.cache_type_v)
         n_bytes = int(n_ctx * (cell + 64)) + 2**20
-        if n_bytes > COMPACT_BYTES:
-            return None
-        buffer = (ctypes.c_uint8 * n_bytes)()
-        # Touched now, so that a stream's memory is the same from its first token on.
-        ctypes.memset(buffer, 1, n_bytes)
-        return buffer
+        return n_bytes if n_bytes <= COMPACT_BYTES else 0
 
     def fork(self) -> NativeContext:
         """Open another context of the same kind, with the same cells in `MAIN` and no others.
