@@ -14,6 +14,7 @@ import pytest
 
 from streamsink.errors import CacheError, ClosedError
 from streamsink.model import Model
+from streamsink.native.sampler import seed_at
 from streamsink.native.weights import Weights
 from streamsink.policy import Placement, SinkPolicy
 from streamsink.sampling import Sampling
@@ -93,6 +94,34 @@ def test_the_sampler_goes_on_alike(model: Model) -> None:
             theirs = [s.token for s in other.generate(30, sampling=HOT, ignore_eos=True)]
         ours = [next(steps).token for _ in range(30)]
     assert theirs == ours
+
+
+def test_interrupted_generations_draw_as_one_does(model: Model) -> None:
+    with opened(model) as whole, opened(model) as parts:
+        for stream in (whole, parts):
+            stream.feed(TOKENS[:30])
+        expected = [s.token for s in whole.generate(60, sampling=HOT, ignore_eos=True)]
+        found = [
+            step.token
+            for n in (1, 7, 22, 30)
+            for step in parts.generate(n, sampling=HOT, ignore_eos=True)
+        ]
+    assert found == expected
+
+
+def test_draws_of_neighbours_are_as_those_of_strangers() -> None:
+    """A token's draw is the first of a Mersenne twister with a seed of its own, as in llama.cpp."""
+    draws = np.array(
+        [np.random.RandomState(seed_at(5, index)).random_sample() for index in range(20_000)]
+    )
+    edges = np.linspace(0, 1, 51)
+    counts = np.histogram(draws, edges)[0]
+    chi_squared = ((counts - 400) ** 2 / 400).sum()
+    assert chi_squared < 85  # 49 degrees of freedom: once in a thousand
+    for lag in (1, 2, 7):
+        assert abs(np.corrcoef(draws[:-lag], draws[lag:])[0, 1]) < 0.025
+    seeds = {seed_at(seed, index) for seed in range(100) for index in range(1000)}
+    assert len(seeds) > 99_990
 
 
 def test_events_of_a_fork_are_its_own(model: Model) -> None:

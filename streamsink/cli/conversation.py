@@ -153,6 +153,7 @@ class Conversation:
             self._answer(text, sys.stdout.write)
         except KeyboardInterrupt:
             print("\n(stopped)")
+            self._tell_cuts(sys.stdout.write)
             self._save()
         return True
 
@@ -184,6 +185,10 @@ class Conversation:
         self._save()
         sys.stdout.write("\n")
         sys.stdout.flush()
+        self._tell_cuts(write)
+
+    def _tell_cuts(self, write: Write) -> None:
+        """Say that a turn or a sentence was cut in two."""
         if self._cuts:
             n_tokens = sum(event.n_tokens for event in self._cuts)
             self._cuts.clear()
