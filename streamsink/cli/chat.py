@@ -50,7 +50,8 @@ def chat(
         str | None,
         typer.Option(
             metavar="NAME|FILE",
-            help="Save after every turn, and go on where it was left if it is there.",
+            help="Save after every turn; if it is there, go on where it was left, under its own "
+            "settings but for those given here.",
         ),
     ] = None,
     *,
