@@ -183,6 +183,7 @@ def test_a_killed_run_is_gone_on_with(tmp_path: Path, tiny_path: Path) -> None:
     assert len(figures("whole")) == 6
 
 
+@pytest.mark.usefixtures("ctrl_c_interrupts")
 def test_ctrl_c_leaves_a_run_and_says_how_to_go_on(tmp_path: Path, tiny_path: Path) -> None:
     arguments = ["ppl", str(tiny_path), "--ctx", "64", "--tokens", "200000"]
     child = subprocess.Popen(
