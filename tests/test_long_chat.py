@@ -8,14 +8,17 @@ import pytest
 
 from streamsink.chat import Chat
 from streamsink.model import Model
-from streamsink.policy import SinkPolicy
+from streamsink.policy import Discard, SinkPolicy
 from streamsink.sampling import Sampling
 from streamsink.template import ChatTemplate
-from tests.test_cli import default_model  # noqa: F401
+from tests.test_cli import default_model
 
-N_CTX = 384
-FACT = "Remember this: the password of the lighthouse is Pelican."
-QUESTION = "What is the password of the lighthouse?"
+__all__ = ["default_model"]
+
+N_CTX = 320
+FACT = "My cat is called Miso."
+QUESTION = "What is the name of my cat?"
+ANSWER, NAME = "The name of your cat is", " Miso"
 GREEDY = Sampling(temperature=0)
 
 
@@ -23,9 +26,18 @@ def said(chat: Chat, text: str, n: int = 24) -> str:
     return "".join(step.text for step in chat.say(text, n, sampling=GREEDY))
 
 
+def surprise(chat: Chat, template: ChatTemplate) -> float:
+    """How little the name is foreseen in the answer, in nat; asked in a fork."""
+    with chat.stream.fork() as stream:
+        steps = Chat(stream, template, talk=chat.talk()).say(QUESTION, sampling=GREEDY)
+        stream.rewind(next(steps).index)
+        stream.feed(ANSWER)
+        return float(stream.score(NAME).sum())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("n_discard", [1, "turn"])
-def test_what_was_pinned_is_known_at_the_end(n_discard: int, default_model: str) -> None:  # noqa: F811
+def test_what_was_pinned_is_known_at_the_end(n_discard: Discard, default_model: str) -> None:
     with (
         Model.open(Path(default_model)) as model,
         model.stream(SinkPolicy("system", n_discard), N_CTX) as stream,
@@ -41,10 +53,14 @@ def test_what_was_pinned_is_known_at_the_end(n_discard: int, default_model: str)
         assert chat.memory(chat.turns[4]) == "pinned"
         assert chat.memory(chat.turns[0]) == "forgotten"
         assert stream.stats.evicted > 10 * N_CTX
-        assert "Pelican" in said(chat, QUESTION)
+        known = surprise(chat, template)
+        print(said(chat, QUESTION))
         assert len(chat.turns) == 400
         chat.unpin()
-        for _ in range(8):
-            said(chat, "Tell me a joke.")
+        for turn in range(10):
+            said(chat, f"Tell me something about the number {turn}.")
         assert chat.memory(chat.turns[4]) == "forgotten"
-        assert "Pelican" not in stream.text(stream.visible_tokens())
+        assert NAME not in stream.text(stream.visible_tokens())
+        unknown = surprise(chat, template)
+        print(f"{NAME}: {known:.2f} nat while it is pinned, {unknown:.2f} once it is forgotten")
+        assert known < 2 < 6 < unknown
