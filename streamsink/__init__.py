@@ -17,6 +17,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from streamsink.attached import attach as attach
+    from streamsink.chat import Chat as Chat
     from streamsink.errors import StreamsinkError as StreamsinkError
     from streamsink.ledger import Evicted as Evicted
     from streamsink.model import Model as Model
@@ -29,8 +30,11 @@ if TYPE_CHECKING:
     from streamsink.records import Visible as Visible
     from streamsink.sampling import Sampling as Sampling
     from streamsink.stream import Stream as Stream
+    from streamsink.template import ChatTemplate as ChatTemplate
 
 _HOMES = {
+    "Chat": "chat",
+    "ChatTemplate": "template",
     "Event": "records",
     "Evicted": "ledger",
     "Model": "model",

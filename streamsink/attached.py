@@ -98,7 +98,7 @@ def attach(
     llama._streamsink = stream
     llama._n_ctx = ENDLESS
     llama.n_tokens = 0
-    llama.scores[:] = 0  # of a prompt none are entered
+    llama.scores = np.zeros_like(llama.scores)  # of a prompt none are entered
     return stream
 
 
@@ -129,15 +129,17 @@ class _Endless(Llama):  # type: ignore[misc]
         stopping = asked["stopping_criteria"]
         while True:
             token = sampler.sample(self._ctx, -1)
-            if self._logits_all or stopping is not None:
+            if self._logits_all:
                 self._note_scores()
-            if stopping is not None and stopping(self._input_ids, self._scores[-1]):
+            if stopping and stopping(self._input_ids, self._streamsink.logits()):
                 return
             more = yield token
             self.eval([token, *(more or ())])
 
     def _go_to(self, tokens: list[int], *, afresh: bool) -> None:
         """Have the stream hold these tokens, of which it may hold the first already."""
+        if self._streamsink.stats.index != self.n_tokens:
+            self.reset()  # fed from elsewhere, or a decode has failed
         held = _n_alike(self._input_ids, tokens) if afresh else self.n_tokens
         if held < self.n_tokens:
             try:

@@ -8,8 +8,9 @@ from dataclasses import replace
 from typing import Literal, TypeAlias
 
 from streamsink.errors import UsageError
-from streamsink.records import Step
+from streamsink.records import Restored, Step
 from streamsink.sampling import Sampling
+from streamsink.session import Session
 from streamsink.snapshot import Talk, Turn
 from streamsink.stream import Stream
 from streamsink.template import ChatTemplate, Part
@@ -122,6 +123,8 @@ class Chat:
         if turn.pinned and self.stream.pins:
             return "pinned"
         sees = self.stream.stats.sees
+        if not sees:
+            return "forgotten"
         end = min(turn.stop, sees[-1][1])  # a token that is not yet evaluated is no less visible
         if any(start <= turn.start and end <= stop for start, stop in sees):
             return "visible"
@@ -177,11 +180,33 @@ class Chat:
         )
 
     def go_on(self, talk: Talk) -> None:
-        """Go on with another conversation, which came with the stream as it is now."""
-        self.turns[:] = talk.turns
+        """Go on with another conversation, which came with the stream as it is now.
+
+        Raises
+        ------
+        ModelError
+            Its template cannot be read; nothing has changed.
+        """
         self._template = self._template.other(talk.template)
+        self.turns[:] = talk.turns
         self._system, self._block_end = talk.system, talk.block_end
         self._begun, self._quoted, self._last = talk.begun, talk.quoted, talk.last
+
+    def restore(self, saved: Session, cells: memoryview | None) -> Restored:
+        """Go on with a session on the same stream; see `Stream.restore`.
+
+        Raises
+        ------
+        ModelError
+            The session's template cannot be read; nothing has changed.
+        SessionError, UsageError, CapabilityError, DecodeError, CacheError
+            As for `Stream.restore`.
+        """
+        talk = saved.talk or Talk(system=self._system, template=self._template.source)
+        self._template.other(talk.template)
+        restored = self.stream.restore(saved.stream, saved.kind, cells)
+        self.go_on(talk)
+        return restored
 
     def save(self, path: str | os.PathLike[str], sampling: Sampling | None = None) -> None:
         """Write conversation and stream to a file; see `Stream.save`."""

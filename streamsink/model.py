@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from streamsink import session
 from streamsink.closing import Closing
-from streamsink.errors import SessionError
 from streamsink.header import read_header
 from streamsink.ledger import Evicted
 from streamsink.policy import SinkPolicy
@@ -247,9 +246,6 @@ class Model(Closing):
             )
         try:
             stream.restore(snapshot, kind, reading.result(), policy)
-        except SessionError as error:
-            stream.close()
-            raise SessionError(f"the session {path} cannot be gone on with: {error}") from None
         except BaseException:
             stream.close()
             raise

@@ -49,6 +49,10 @@ class CellKind:
     rope_scale: float = 1.0
     path: str = field(default="", compare=False)
 
+    def is_printable(self) -> bool:
+        """Whether it may be told in a terminal, whoever wrote it."""
+        return all(str(getattr(self, each.name)).isprintable() for each in fields(self))
+
     def difference(self, other: CellKind) -> str:
         """What keeps these cells out of another cache, as a clause; empty if nothing does."""
         for name in (each.name for each in fields(self) if each.compare):
@@ -144,7 +148,7 @@ class Snapshot:
         }
         for what, holds in sound.items():
             if not holds:
-                raise SessionError(f"it is damaged: {what}")
+                raise SessionError(f"the saved stream is damaged: {what}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -455,7 +455,7 @@ class Stream(Closing):
                     rebase_at=self._cache.rebase_at,
                     siblings=self._siblings,
                 )
-                other._take_over(self._snapshot())
+                other._take_over(self._snapshot(), self._policy)
             except BaseException:
                 backend.close()
                 raise
@@ -530,10 +530,10 @@ class Stream(Closing):
             policy = policy or snapshot.policy
             policy.check(self.n_ctx)
             if kind.model != mine.model:
-                raise SessionError(f"it is a stream on another model: {kind.path}")
+                raise SessionError(f"the saved stream is of another model: {kind.path}")
             snapshot.check(self._vocabulary.n_tokens)
             check_window(snapshot.n_keep, self.n_ctx)
-            self._take_over(snapshot)
+            self._take_over(snapshot, policy)
             why = self._put_back(snapshot, kind.difference(mine), cells)
             n_evaluated = self._cache.evaluate() if why else 0
             if policy != snapshot.policy:
@@ -572,9 +572,10 @@ class Stream(Closing):
             replace(cache.counters),
         )
 
-    def _take_over(self, snapshot: Snapshot) -> None:
-        self._cache.adopt(snapshot.policy, snapshot.n_keep)
+    def _take_over(self, snapshot: Snapshot, policy: SinkPolicy) -> None:
+        self._cache.adopt(policy, snapshot.n_keep)
         self._cache.take_over(snapshot)
+        self._drop_sampler()
         self._policy = snapshot.policy
         self._pending = list(snapshot.pending)
         self._pinned = snapshot.pinned

@@ -209,6 +209,14 @@ def test_going_back_within_the_window_evaluates_little(llama: Llama) -> None:
     assert stream.stats.index == 0
 
 
+def test_a_stream_that_was_fed_from_elsewhere_begins_anew(llama: Llama) -> None:
+    stream = streamsink.attach(llama)
+    expected = said(llama.create_completion("Call me", max_tokens=9, **GREEDY))
+    stream.feed([9, 8, 7])
+    assert said(llama.create_completion("Call me", max_tokens=9, **GREEDY)) == expected
+    assert stream.stats.index == len(llama.tokenize(b"Call me")) + 8
+
+
 def test_the_policy_may_change_meanwhile(llama: Llama) -> None:
     stream = streamsink.attach(llama, SinkPolicy(4, 1))
     llama.create_completion(PROMPT * 15, max_tokens=4)

@@ -11,6 +11,7 @@ import stat
 import subprocess
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeAlias
 
@@ -85,6 +86,41 @@ def test_options_win_over_what_was_saved(run: Run, tiny_path: Path) -> None:
     again = run("chat", "--session", "a", given="Hi\n/stats\n")
     assert again.returncode == 0
     assert "evaluated again" not in again.stderr
+
+
+def test_another_template_wins_too(run: Run, tiny_path: Path, tmp_path: Path) -> None:
+    run("chat", str(tiny_path), *CHAT, "--session", "a", given="Hi\n")
+    done = run("chat", "--session", "a", "--chat-template", "llama3", given="Ho\n/save\n")
+    assert done.returncode == 0, done.stderr
+    file = tmp_path / "home" / "sessions" / "a.session"
+    found = session.read(file)
+    assert found.talk
+    assert found.talk.template == "llama3"
+    wrong = run("chat", "--session", "a", "--chat-template", "nope", given="")
+    assert wrong.returncode == 2
+    assert "neither a file nor a template of llama.cpp: " in wrong.stderr
+    own = tmp_path / "own.jinja"
+    own.write_text("{% for message in messages %}{{ message.content }}\n{% endfor %}")
+    again = run("chat", "--session", "a", "--chat-template", str(own), given="Hm\n")
+    assert again.returncode == 0, again.stderr
+    found = session.read(file)
+    assert found.talk
+    assert found.talk.template == own.read_text()
+
+
+def test_a_session_with_a_broken_template_is_not_loaded(
+    run: Run, tiny_path: Path, tmp_path: Path
+) -> None:
+    run("chat", str(tiny_path), *CHAT, given=f"Hi\n/save {tmp_path}/a.session\n")
+    file = tmp_path / "a.session"
+    found, cells = session.read(file), session.read_cells(file)
+    assert found.talk
+    evil = replace(found.talk, template="{% for %}")
+    session.write(file, found.kind, found.stream, evil, cells)
+    done = run("chat", str(tiny_path), *CHAT, given=f"One\nTwo\n/load {file}\n")
+    assert done.returncode == 1
+    assert "chat template cannot be read" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_commands_of_a_session(run: Run, tiny_path: Path, tmp_path: Path) -> None:

@@ -347,6 +347,7 @@ HOSTILE = {
     "boundaries": put("stream", "boundaries", value=[9, 3]),
     "pins": put("stream", "pinned", "spans", value=[[1] * 30]),
     "cache type": put("kind", "cache_type_k", value="f99"),
+    "escape codes": put("kind", "path", value="/a/\x1b]0;owned\x07"),
     "nested": put("talk", value=json.loads("[" * 500 + "]" * 500)),
     "no stream": lambda record: record.pop("stream"),
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from streamsink.model import Model
     from streamsink.records import Event
     from streamsink.session import Session
+    from streamsink.snapshot import Talk
     from streamsink.template import ChatTemplate
 
 
@@ -95,9 +97,11 @@ def chat(
             from streamsink.cli.conversation import Conversation
 
             talk = saved.talk if saved else None
-            first = template if template is not None or talk is None else talk.template
+            turns_by = _template(template, loaded, talk)
+            if talk:
+                talk = replace(talk, template=turns_by.source)
             conversation = Conversation(
-                Chat(stream, _template(first, loaded), prompt or "", talk=talk),
+                Chat(stream, turns_by, prompt or "", talk=talk),
                 sampling,
                 max_tokens,
                 cuts,
@@ -131,11 +135,17 @@ def _its_model(saved: Session) -> str:
     return saved.kind.path
 
 
-def _template(asked: str | None, model: Model) -> ChatTemplate:
-    """The template by name, out of a file, as it was, or the model's own."""
+def _template(asked: str | None, model: Model, talk: Talk | None) -> ChatTemplate:
+    """The template by name or out of a file, or else as it was, or the model's own."""
+    from streamsink.native import templates
     from streamsink.template import ChatTemplate, is_name
 
-    source = model.chat_template if asked is None else asked
-    if asked and "{" not in asked and not is_name(asked):
+    source = asked or (talk.template if talk else model.chat_template)
+    if asked and not is_name(asked):
+        if not Path(asked).exists():
+            raise UsageError(
+                f"--chat-template {asked} is neither a file nor a template of llama.cpp: "
+                f"{', '.join(templates.names())}"
+            )
         source = read_text("chat-template", Path(asked))
     return ChatTemplate(source, model.special_texts)

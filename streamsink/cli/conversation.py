@@ -12,7 +12,7 @@ import typer
 
 from streamsink import session
 from streamsink.cli.options import discard_of, keep_of
-from streamsink.errors import SessionError, StreamsinkError, UsageError
+from streamsink.errors import StreamsinkError, UsageError
 from streamsink.session import shelf
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ class Conversation:
             try:
                 if not self._command(text, sys.stderr.write):
                     break
-            except (UsageError, SessionError) as error:
+            except StreamsinkError as error:
                 typer.echo(f"streamsink: {error}", err=True)
                 code = error.exit_code
         raise typer.Exit(code)
@@ -236,7 +236,7 @@ class Conversation:
 
     def _do_history(self, _: str, write: Write) -> None:
         if self._chat.system:
-            write(f"system: {self._chat.system}\n")
+            write(f"system: {_harmless(self._chat.system)}\n")
         for at in range(len(self._chat.turns)):
             write(self._turn(at, whole=True))
 
@@ -246,7 +246,7 @@ class Conversation:
         if words.isdecimal():
             quote = self._chat.quote(int(words) - 1)
             self._save()
-            write(f"{quote}your next turn begins with it\n")
+            write(f"{_harmless(quote)}your next turn begins with it\n")
             return
         found = self._chat.recall(words)
         for at in found:
@@ -298,12 +298,11 @@ class Conversation:
             if path != self._path:
                 held.enter_context(shelf.held(path))
             saved = session.read(path)
-            self._chat.stream.restore(saved.stream, saved.kind, session.read_cells(path))
+            self._chat.restore(saved, session.read_cells(path))
             self._path = path
             self._held.enter_context(held.pop_all())
-        if saved.talk:
-            self._chat.go_on(saved.talk)
-            self._sampling = saved.talk.sampling or self._sampling
+        if saved.talk and saved.talk.sampling:
+            self._sampling = saved.talk.sampling
         self._greet(write)
 
     def _do_reset(self, _: str, write: Write) -> None:

@@ -66,7 +66,7 @@ def show(
         typer.echo(json.dumps(record, indent=2))
         return
     for key, value in record.items():
-        typer.echo(f"{key:12} {value}")
+        typer.echo(f"{key:12} {_line(str(value))}")
     for turn in found.talk.turns[-2:] if found.talk else ():
         typer.echo(f"{turn.role:12} {_line(turn.text)}")
 
@@ -141,9 +141,9 @@ def _record(name: str, path: Path, session: Session) -> dict[str, Any]:
 
 def _row(record: dict[str, Any]) -> list[str]:
     if "error" in record:
-        return [record["name"], "", "", "", "", _line(record["error"])]
+        return [_line(record["name"]), "", "", "", "", _line(record["error"])]
     return [
-        record["name"],
+        _line(record["name"]),
         Path(record["model"]).name,
         str(record["turns"]),
         f"{record['tokens']:,}",

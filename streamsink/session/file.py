@@ -110,7 +110,10 @@ def _session(path: Path, record: bytes) -> Session:
     try:
         version = msgspec.json.decode(record, type=_Versioned).version
         if version == VERSION:
-            return msgspec.json.decode(record, type=Session)
+            found = msgspec.json.decode(record, type=Session)
+            if not found.kind.is_printable():
+                raise SessionError("a name holds control characters")
+            return found
     except StreamsinkError as error:
         raise SessionError(f"the session {path} is damaged: {error}") from None
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
