@@ -37,9 +37,16 @@ NO_GPU = {"CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": "", "GGML_VK_VISIBL
 # those of whoever filled it.
 ROOT = str(Path(__file__).resolve().parents[1])
 BEGIN = (
-    "import sys; sys.path[0] = sys.argv.pop(1); import runpy; "
+    "import sys; sys.path[0] = sys.argv.pop(1); import runpy; import importlib.util as util; "
+    # Of llama_cpp a child needs the bindings alone. What else the package imports on its own (chat
+    # formats, Jinja) takes half as long as all that a child imports.
+    "spec = util.find_spec('llama_cpp'); "
+    "sys.modules.update({'llama_cpp': util.module_from_spec(spec)} if spec else {}); "
     "runpy.run_module(sys.argv.pop(1), run_name='__main__')"
 )
+SURVEYOR = "streamsink.native.survey"
+"""The module that `streamsink.survey` asks; named here, so that it can be begun before all else."""
+
 # What an assertion says of where its source file lay when it was compiled.
 _FOLDERS = re.compile(r"\S*[/\\](?=[\w.-]+:\d+:)")
 

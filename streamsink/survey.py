@@ -8,6 +8,7 @@ from pathlib import Path
 
 from streamsink import child
 from streamsink.backend import Capabilities
+from streamsink.header import read_header
 from streamsink.settings import CacheSettings
 from streamsink.traits import Traits, capabilities
 from streamsink.trial import Measured, dies
@@ -80,6 +81,7 @@ def survey(
     settings: CacheSettings,
     contexts: Sequence[int] = (),
     n_gpu_layers: int | None = None,
+    process: child.Child | None = None,
 ) -> Survey:
     """Find out about a file.
 
@@ -94,6 +96,8 @@ def survey(
         `usual_contexts`.
     n_gpu_layers : int, optional
         See `Model.open`.
+    process : Child, optional
+        A process of `child.SURVEYOR` that was begun already; it is ended.
 
     Raises
     ------
@@ -111,7 +115,10 @@ def survey(
         "n_bytes": MOST_BYTES,
     }
     try:
-        found = child.ask("streamsink.native.survey", request, seconds=SECONDS, gpu=True)
+        with process or child.Child(child.SURVEYOR, gpu=True) as surveyor:
+            # Checked here, all parts, before llama.cpp sees them and while the process begins.
+            read_header(path).tensor_names()
+            found = surveyor.ask(request, seconds=SECONDS)
     except child.Died as death:
         raise dies(path, death) from None
     traits = Traits.from_dict(found["traits"])
