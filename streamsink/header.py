@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from streamsink.errors import ModelError, UsageError
 
 Number: TypeAlias = "np.dtype[np.generic]"
-Value: TypeAlias = "bool | int | float | str | list[str] | NDArray[np.generic]"
+Value: TypeAlias = "bool | int | float | str | Strings | NDArray[np.generic]"
 T = TypeVar("T")
 
 MAGIC = b"GGUF"
@@ -55,6 +55,16 @@ SAMPLES, SAMPLE_BYTES = 64, 4096
 
 _LENGTH = struct.Struct("<Q")
 _PART = re.compile(r"^(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf$")
+
+
+@dataclass(frozen=True, slots=True)
+class Strings:
+    """An array of strings, known by its length: a vocabulary has a hundred thousand of them."""
+
+    n: int
+
+    def __len__(self) -> int:
+        return self.n
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,17 +284,14 @@ class _Reader:
         self._at += n
         return text.decode("utf-8", "replace")
 
-    def _strings(self, n: int, what: str) -> list[str]:
-        """As `_string`, so many times; a vocabulary has a hundred thousand of them."""
-        data, at, end = self._data, self._at, len(self._data)
-        found = []
+    def _strings(self, n: int, what: str) -> Strings:
+        data, at, end, length = self._data, self._at, len(self._data), _LENGTH.unpack_from
         for _ in range(n):
             start = at + _LENGTH.size
-            if start > end or (at := start + _LENGTH.unpack_from(data, start - 8)[0]) > end:
+            if start > end or (at := start + length(data, at)[0]) > end:
                 raise self._damaged(f"it ends within {what}")
-            found.append(data[start:at].decode("utf-8", "replace"))
         self._at = at
-        return found
+        return Strings(n)
 
     def _numbers(self, dtype: Number, n: int, what: str) -> NDArray[np.generic]:
         n_bytes = n * dtype.itemsize
@@ -329,7 +336,7 @@ def _check_vocabulary(header: Header) -> None:
     tokens = header.metadata.get("tokenizer.ggml.tokens")
     if tokens is None:
         return
-    if not isinstance(tokens, list):
+    if not isinstance(tokens, Strings):
         raise _damaged(header.path, "tokenizer.ggml.tokens is no list of strings")
     for key, kinds in (("scores", ("<f4", "<i4")), ("token_type", ("<i4", "<u4"))):
         value = header.metadata.get(f"tokenizer.ggml.{key}")
@@ -341,7 +348,7 @@ def _check_vocabulary(header: Header) -> None:
             why = f"tokenizer.ggml.{key} is of {len(value)} tokens, and there are {len(tokens)}"
             raise _damaged(header.path, why)
     merges = header.metadata.get("tokenizer.ggml.merges")
-    if merges is not None and not isinstance(merges, list):
+    if merges is not None and not isinstance(merges, Strings):
         raise _damaged(header.path, "tokenizer.ggml.merges is no list of strings")
 
 
