@@ -51,7 +51,10 @@ def answer(request: Answer) -> Answer:
     simulates = hasattr(params, "no_alloc")
     if simulates:
         params.no_alloc = True
-        params.load_mode = NO_SPECIAL_LOADING
+        if hasattr(params, "load_mode"):
+            params.load_mode = NO_SPECIAL_LOADING
+        else:  # llama-cpp-python in between
+            params.use_mmap = False
     else:  # llama-cpp-python of old: the file is mapped, and contexts are left out
         params.use_extra_bufts = False
     forget_errors()
