@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from streamsink.model import Model
+from streamsink.native.weights import Weights
 from tests.tiny_gguf import TinyModel
 
 
@@ -19,6 +21,13 @@ def tiny_model() -> TinyModel:
 def tiny_path(tiny_model: TinyModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A GGUF file of architecture ``llama`` with F32 weights, under 1 MB."""
     return tiny_model.write(tmp_path_factory.mktemp("gguf") / "tiny.gguf")
+
+
+@pytest.fixture(scope="module")
+def model(tiny_path: Path) -> Iterator[Model]:
+    """The model in `tiny_path`."""
+    with Model(Weights(tiny_path)) as opened:
+        yield opened
 
 
 @pytest.fixture

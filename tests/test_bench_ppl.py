@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -25,12 +24,6 @@ from tests.tiny_gguf import TinyModel
 
 F32: dict[str, Any] = {"cache_type_k": "f32", "cache_type_v": "f32"}
 TOLERANCE = 1e-4
-
-
-@pytest.fixture(scope="module")
-def model(tiny_path: Path) -> Iterator[Model]:
-    with Model(Weights(tiny_path)) as opened:
-        yield opened
 
 
 @pytest.fixture(scope="module")

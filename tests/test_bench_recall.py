@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ from streamsink.bench.statistics import wilson_interval
 from streamsink.bench.task import Place
 from streamsink.errors import UsageError
 from streamsink.model import Model
-from streamsink.native.weights import Weights
 from streamsink.policy import SinkPolicy
 from streamsink.stream import Stream
 
@@ -25,12 +23,6 @@ N_CTX = 640
 SETTINGS = RecallSettings(
     n_ctx=N_CTX, n_choices=4, n_facts=12, distances=(200, 300, 500, 900, 1600)
 )
-
-
-@pytest.fixture(scope="module")
-def model(tiny_path: Path) -> Iterator[Model]:
-    with Model(Weights(tiny_path)) as opened:
-        yield opened
 
 
 def holds(stream: Stream, fact: Fact, seen: Sight) -> bool:

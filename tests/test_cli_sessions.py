@@ -256,8 +256,7 @@ def test_killed_at_any_moment_every_turn_that_was_answered_is_there(
         assert found.talk.turns[-1].role == "assistant"
         lines = answered.decode(errors="replace").split("\n")[:-1]
         said = [turn.text for turn in found.talk.turns if turn.role == "assistant"]
-        assert "\n".join(said).endswith("\n".join(lines)) or "\n".join(lines) in "\n".join(said)
-    assert [draft.name for draft in file.parent.iterdir() if draft.suffix == ".session"]
+        assert "\n".join(lines) in "\n".join(said)
     process = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, env=environment
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -26,12 +25,6 @@ from tests.zoo import FAMILIES, N_VOCAB
 N_CTX, N_KEEP = 48, 4
 TOKENS = [int(t) for t in np.random.default_rng(3).integers(4, 290, 400)]
 HOT = Sampling(temperature=1.5, seed=7, repeat_penalty=1.2, repeat_last_n=16)
-
-
-@pytest.fixture(scope="module")
-def model(tiny_path: Path) -> Iterator[Model]:
-    with Model(Weights(tiny_path)) as opened:
-        yield opened
 
 
 def opened(model: Model, placement: Placement = "reanchor", n_discard: int = 1) -> Stream:

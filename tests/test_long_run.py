@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from streamsink.model import Model
-from streamsink.native.weights import Weights
 from streamsink.policy import SinkPolicy
 from tests.long_run import POINTS, Cells, Record, drift_of, run, told
 
 MIB = 2**20
 N_CTX = 64
-
-
-@pytest.fixture(scope="module")
-def model(tiny_path: Path) -> Iterator[Model]:
-    with Model(Weights(tiny_path)) as opened:
-        yield opened
 
 
 @pytest.mark.slow

@@ -25,7 +25,6 @@ from streamsink.errors import (
 from streamsink.ledger import Missing
 from streamsink.model import Model
 from streamsink.native.context import NativeContext
-from streamsink.native.weights import Weights
 from streamsink.policy import SinkPolicy
 from streamsink.settings import CacheSettings
 from streamsink.stream import Stream
@@ -36,12 +35,6 @@ pytestmark = pytest.mark.usefixtures("ctrl_c_interrupts")
 N_BATCH, N_LANES = 16, 8
 FIRST = len(SPECIALS)
 TEXT = [FIRST + (7 * at) % 200 for at in range(400)]
-
-
-@pytest.fixture(scope="module")
-def model(tiny_path: Path) -> Iterator[Model]:
-    with Model(Weights(tiny_path)) as opened:
-        yield opened
 
 
 @pytest.fixture

@@ -34,12 +34,6 @@ def shallow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
         yield model
 
 
-@pytest.fixture(scope="module")
-def model(tiny_path: Path) -> Iterator[Model]:
-    with Model(Weights(tiny_path)) as opened:
-        yield opened
-
-
 def opened(
     model: Model, n_keep: int = N_KEEP, placement: Placement = "reanchor", slack: int = 16
 ) -> Stream:

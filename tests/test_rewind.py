@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +18,6 @@ from tests.zoo import FAMILIES
 
 N_CTX = 48
 TOKENS = [int(t) for t in np.random.default_rng(8).integers(4, 290, 400)]
-
-
-@pytest.fixture(scope="module")
-def model(tiny_path: Path) -> Iterator[Model]:
-    with Model(Weights(tiny_path)) as opened:
-        yield opened
 
 
 def opened(model: Model, placement: Placement, n_discard: int = 20) -> Stream:

@@ -9,7 +9,6 @@ import stat
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,12 +31,6 @@ from tests.zoo import FAMILIES, N_VOCAB
 N_CTX, N_KEEP = 48, 4
 TOKENS = [int(t) for t in np.random.default_rng(4).integers(4, 290, 400)]
 HOT = Sampling(temperature=1.5, seed=7, repeat_penalty=1.2, repeat_last_n=16)
-
-
-@pytest.fixture(scope="module")
-def model(tiny_path: Path) -> Iterator[Model]:
-    with Model(Weights(tiny_path)) as opened:
-        yield opened
 
 
 @pytest.fixture

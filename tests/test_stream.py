@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
 from itertools import pairwise
@@ -33,12 +33,6 @@ N_CTX, N_KEEP = 48, 4
 TOLERANCE = 2e-4
 """Nat. llama.cpp computes in float32, the reference in float64."""
 GREEDY = Sampling(temperature=0.0)
-
-
-@pytest.fixture(scope="module")
-def model(tiny_path: Path) -> Iterator[Model]:
-    with Model(Weights(tiny_path)) as opened:
-        yield opened
 
 
 @pytest.fixture(scope="module")

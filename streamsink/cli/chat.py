@@ -72,12 +72,11 @@ def chat(
     if max_tokens < 1:
         raise UsageError(f"--max-tokens {max_tokens} is not possible: 1 or more")
     prompt = read_text("system-file", system_file) if system_file else system
-    sampling = sample.sampling()
     with ExitStack() as held:
         path, saved = _session(session, held) if session is not None else (None, None)
         if saved:
             model = model or _its_model(saved)
-            sampling = sample.sampling(saved.talk.sampling if saved.talk else None)
+        sampling = sample.sampling(saved.talk.sampling if saved and saved.talk else None)
         policy = memory.policy(
             model, default_keep="system", before=saved.stream.policy if saved else None
         )
