@@ -245,7 +245,8 @@ class Model(Closing):
                 on_event=on_event,
             )
         try:
-            stream.restore(snapshot, kind, reading.result(), policy)
+            logits = session.read_logits(path)
+            stream.restore(snapshot, kind, reading.result(), policy, logits)
         except BaseException:
             stream.close()
             raise

@@ -22,7 +22,6 @@ class NativeVocabulary:
 
     def __init__(self, model: llama.llama_model_p) -> None:
         self._vocab: llama.llama_vocab_p | None = llama.llama_model_get_vocab(model)
-        self._piece = ctypes.create_string_buffer(PIECE_BYTES)
         self.n_tokens = int(llama.llama_vocab_n_tokens(self._vocab))
         bos = int(llama.llama_vocab_bos(self._vocab))
         self.bos_token: int | None = bos if bos >= 0 else None
@@ -72,14 +71,14 @@ class NativeVocabulary:
         """Bytes of one token, perhaps not whole characters; control tokens only on ``special``."""
         if not 0 <= token < self.n_tokens:  # llama.cpp throws through C, which ends the process
             raise UsageError(f"token {token} is not in the vocabulary of {self.n_tokens} tokens")
-        n = int(
-            llama.llama_token_to_piece(self.handle, token, self._piece, PIECE_BYTES, 0, special)
-        )
-        if n >= 0:
-            return self._piece.raw[:n]
-        longer = ctypes.create_string_buffer(-n)
-        n = int(llama.llama_token_to_piece(self.handle, token, longer, -n, 0, special))
-        return longer.raw[:n]
+        room = PIECE_BYTES
+        while True:
+            # One for each call: a vocabulary is shared by threads.
+            buffer = (ctypes.c_char * room)()
+            n = int(llama.llama_token_to_piece(self.handle, token, buffer, room, 0, special))
+            if n >= 0:
+                return buffer.raw[:n]
+            room = -n
 
     def ends_generation(self, token: int) -> bool:
         """Whether the token ends a turn or a text."""

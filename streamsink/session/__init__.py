@@ -6,6 +6,6 @@ turns one into text. `streamsink.Model.restore` makes a stream of one again.
 
 from __future__ import annotations
 
-from streamsink.session.file import Session, read, read_cells, write
+from streamsink.session.file import Session, read, read_cells, read_logits, write
 
-__all__ = ["Session", "read", "read_cells", "write"]
+__all__ = ["Session", "read", "read_cells", "read_logits", "write"]
