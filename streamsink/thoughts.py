@@ -1,0 +1,133 @@
+"""How a chat template writes what a model thought: between marks, and not for ever."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal, TypeAlias
+
+from streamsink.frame import ANSWER, NEXT, USER
+from streamsink.renderer import Renderer
+from streamsink.words import Lost, Message, Refusal, Render, common_start, find, stand_ins
+
+Marks: TypeAlias = tuple[str, str]
+"""The texts with which a thought begins and ends."""
+
+Dropping: TypeAlias = Literal["inline", "field", ""]
+"""How a template leaves an old thought out: by the marks in the answer, or as a field of the
+message; or it keeps it."""
+
+_THOUGHT = list(zip(stand_ins(), range(5), strict=False))[-1][0]
+
+# A mark as it ends a text, and the marks that end a thought in the sources of templates.
+_LAST_MARK = re.compile(r"(<[^<>\s]+>|\[[^\[\]\s]+\]|◁[^◁▷\s]+▷)\s*$")
+_END_MARK = re.compile(
+    r"</[\w:|-]*(?:think|thought|reason)[\w:|-]*>|<\|END_\w*(?:THINK|REASON)\w*\|>"
+    r"|\[/\w*(?:THINK|REASON)\w*\]|◁/\w*(?:think|thought|reason)\w*▷",
+    re.IGNORECASE,
+)
+
+
+def has_switch(renderer: Renderer) -> bool:
+    """Whether a template writes something else when it is told to think, or not to."""
+    try:
+        on, off = (
+            renderer.text([Message("user", USER)], opens=True, now=0.0, thinking=thinking)
+            for thinking in (True, False)
+        )
+    except Refusal:
+        return False
+    return on != off
+
+
+def marks(renderer: Renderer, source: str) -> Marks | None:
+    """The texts around a thought, by a conversation that has one, or else by the source."""
+
+    def write(*messages: Message, opens: bool = False) -> str:
+        try:
+            return renderer.text(messages, opens=opens, now=0.0, thinking=True)
+        except Refusal:
+            return ""
+
+    user, answer = Message("user", USER), Message("assistant", ANSWER)
+    thinks = Message("assistant", ANSWER, _THOUGHT)
+    prompt = write(user, opens=True)
+    thought = write(user, thinks)
+    before, found, after = thought.partition(_THOUGHT)
+    if found and ANSWER in after:
+        others = (prompt, write(user, answer), write(user, thinks, Message("user", NEXT)))
+        shared = min((common_start(before, other) for other in others), key=len)
+        start = _to_a_border(before, shared)
+        begins, ends = before[start:].strip(), after.partition(ANSWER)[0].strip()
+        begins = begins or _last_mark(before)
+        if begins and ends:
+            return begins, ends
+    opening = _last_mark(prompt)
+    if opening and _END_MARK.fullmatch(_counterpart(opening)):
+        return opening, _counterpart(opening)
+    ends_found = _END_MARK.search(source)
+    return (_opposite(ends_found.group()), ends_found.group()) if ends_found else None
+
+
+def is_open(render: Render, marks: Marks) -> bool:
+    """Whether the text before an answer ends with the mark that begins a thought."""
+    return render([Message("user", USER)]).rstrip().endswith(marks[0].rstrip())
+
+
+def dropping(render: Render, marks: Marks) -> Dropping:
+    """How a template leaves a thought out once another turn follows."""
+    user, after = Message("user", USER), Message("user", NEXT)
+    whole = Message("assistant", f"{marks[0]}\n{_THOUGHT}\n{marks[1]}\n\n{ANSWER}")
+    fields = Message("assistant", ANSWER, _THOUGHT)
+    try:
+        inline = render([user, whole, after])
+        if inline.count(ANSWER) == 1 and _THOUGHT not in inline:
+            return "inline"
+        if _THOUGHT in render([user, fields]) and _THOUGHT not in render([user, fields, after]):
+            return "field"
+    except Refusal:
+        pass
+    return ""
+
+
+def past(render: Render, marks: Marks | None, how: Dropping, answer: str) -> str:
+    """The words of an answer as a template writes them once another turn follows."""
+    before, words = "", answer
+    if marks and how and marks[1] in answer:
+        thought, _, words = answer.partition(marks[1])
+        thought = thought.partition(marks[0])[2] or thought
+        before = f"{marks[0]}{thought}{marks[1]}"
+    said = Message("assistant", before + words)
+    if before and how == "field":
+        words = words.strip()
+        said, before = Message("assistant", words, thought), ""
+    messages = [Message("user", USER), said, Message("user", NEXT)]
+    try:
+        text = render(messages)
+        span = find(render, messages, 1, text, before=before)
+    except (Refusal, Lost):
+        return words
+    return text[span.start : span.stop]
+
+
+def _to_a_border(text: str, shared: str) -> int:
+    """Where the shared beginning of a text ends, but not within a mark."""
+    begun = max(shared.rfind("<"), shared.rfind("["))
+    within = begun >= 0 and not _LAST_MARK.match(text[begun : len(shared)])
+    return begun if within and not re.search(r"[>\]\s]", shared[begun:]) else len(shared)
+
+
+def _last_mark(text: str) -> str:
+    found = _LAST_MARK.search(text)
+    return found.group(1) if found else ""
+
+
+def _counterpart(opening: str) -> str:
+    """The mark that ends what another begins."""
+    if "START_" in opening:
+        return opening.replace("START_", "END_")
+    return f"{opening[0]}/{opening[1:]}"
+
+
+def _opposite(ending: str) -> str:
+    """The mark that begins what another ends."""
+    return ending.replace("END_", "START_").replace("/", "", 1)
