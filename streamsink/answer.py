@@ -42,7 +42,7 @@ class Past(NamedTuple):
 
     Attributes
     ----------
-    index : int
+    start : int
         Where the stream has to go back to; its next index where all that it holds stays.
     tokens : sequence of int
         Of the answer's own tokens, those to be taken in again from there.
@@ -52,7 +52,7 @@ class Past(NamedTuple):
         How much of the template's end of an answer the model has written itself.
     """
 
-    index: int
+    start: int
     tokens: Sequence[int] = ()
     text: str = ""
     written: str = ""
@@ -71,8 +71,8 @@ class Tokens(Protocol):
 def past(talk: Talk, template: ChatTemplate, stream: Tokens) -> Past:
     """What becomes of the last answer, as the template writes it once it is past.
 
-    The tokens that were drawn stay, though the text would perhaps be tokenized otherwise. What goes:
-    an end-of-text token where the template ends an answer with another; what belongs to a stop
+    The tokens that were drawn stay, though their text might be tokenized otherwise. What goes: an
+    end-of-text token where the template ends an answer with another; what belongs to a stop
     string; thoughts, where the template drops them, and what it wrote before them.
     """
     turn, last = talk.turns[-1], talk.last
@@ -88,7 +88,7 @@ def past(talk: Talk, template: ChatTemplate, stream: Tokens) -> Past:
     if len(tokens) < turn.stop - turn.start:  # its beginning is forgotten
         gone = finish == "eos" and not written
         return Past(turn.stop - gone, written=written)
-    said = tokens[:-1] if finish == "eos" and not written else tokens
+    said: Sequence[int] = tokens[:-1] if finish == "eos" and not written else tokens
     rest = ""
     if finish == "stop":
         said, rest = _up_to(turn.text, tokens, stream)

@@ -90,6 +90,11 @@ class Vocabulary(Protocol):
     def tokenize(self, text: str, *, special: bool = False) -> list[int]:
         """Tokens of ``text``, no BOS added; ``special`` reads ``<|...|>`` as control tokens."""
 
+    def tokenize_parts(
+        self, parts: Sequence[tuple[str, bool]], *, after_text: bool = False
+    ) -> list[int]:
+        """Tokens of a text in parts, of which those that say so may hold control tokens."""
+
     def piece(self, token: int, *, special: bool = False) -> bytes:
         """Bytes of one token, perhaps not whole characters; control tokens only on ``special``."""
 

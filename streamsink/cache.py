@@ -150,7 +150,7 @@ class Cache:
             raise
         except DecodeError as error:
             # llama.cpp refuses positions that do not follow the cells that are there.
-            if error.code == REFUSED and self.backend.end(MAIN) != self.ledger.next_pos:
+            if error.code == REFUSED and self.backend.end(MAIN) != self.ledger.last_end:
                 self.ledger.missing = Missing.ALL
             raise
 
@@ -277,7 +277,7 @@ class Cache:
             anew = self.ledger.missing is Missing.ALL
             self.logits_ready = False
             placement.repair(self.backend, self.ledger, self._pause_if_possible)
-            self.logits_ready = anew and self.ledger.n_newest > 0
+            self.logits_ready = anew and self.ledger.n_live > 0
 
     def make_logits(self) -> list[int]:
         """See to it that the logits of the newest token can be computed.
@@ -290,19 +290,20 @@ class Cache:
         Raises
         ------
         UsageError
-            No token is left in the window.
+            No token is left.
         DecodeError, CacheError
             What is missing could not be brought back.
         """
+        if not self.ledger.n_live:
+            raise UsageError("a failed decode left the window empty: feed before going on")
         if self.ledger.missing is Missing.ALL:
             self.settle()
         if self.logits_ready:
             return []
-        if not self.ledger.n_newest:
-            raise UsageError("a failed decode left the window empty: feed before going on")
-        if self.backend.capabilities.takes_back:
+        if self.ledger.n_newest and self.backend.capabilities.takes_back:
             return self.take_back()
-        # The recurrent state holds the newest token, and its logits are gone: all is read anew.
+        # The newest token cannot be decoded again by itself: it is of the head, or in a recurrent
+        # state.
         self.ledger.missing = Missing.ALL
         self.settle()
         return []
@@ -344,7 +345,7 @@ class Cache:
         self.ledger.missing = Missing.ALL
         if undo.cells is not None:
             with suppress(CacheError):
-                self.backend.load(undo.cells, self.ledger.next_pos)
+                self.backend.load(undo.cells, self.ledger.last_end)
                 self.ledger.missing = Missing.NOTHING
         n = self.ledger.next_index - snapshot.n_tokens
         try:

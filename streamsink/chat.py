@@ -49,7 +49,7 @@ class Chat:
         self._talk = Talk(system=system, template=template.source)
         self._answer: Answer | None = None
         if talk:
-            self._go_on(talk, template.other(talk.template))
+            self.go_on(talk)
 
     @property
     def system(self) -> str:
@@ -196,9 +196,9 @@ class Chat:
     def _settle(self, past: Past) -> str:
         """Have the stream hold of an answer what is to stay; what the model wrote of its end."""
         stream = self.stream
-        if past.index < stream.stats.index:
+        if past.start < stream.stats.index:
             try:
-                stream.rewind(past.index)
+                stream.rewind(past.start)
             except (UsageError, CacheError):  # evicted since, or held by a recurrent state
                 return past.written
         stream.feed(past.tokens)
@@ -359,6 +359,16 @@ class Chat:
         with self.stream.transaction():
             self.stream.reset()
             self._go_on(Talk(system=self.system, template=self._template.source), self._template)
+
+    def go_on(self, talk: Talk) -> None:
+        """Go on with another conversation, which came with the stream as it is now.
+
+        Raises
+        ------
+        ModelError
+            Its template cannot be read; nothing has changed.
+        """
+        self._go_on(talk, self._template.other(talk.template))
 
     def _go_on(self, talk: Talk, template: ChatTemplate) -> None:
         self._talk, self._answer, self._template = talk, None, template

@@ -128,6 +128,11 @@ class Ledger:
         return self._runs[-1].end if self._runs else 0
 
     @property
+    def last_end(self) -> int:
+        """Position after the newest live token, below `next_pos` where the window is empty."""
+        return next((run.end for run in reversed(self._runs) if run.tokens), 0)
+
+    @property
     def gap(self) -> int:
         """Positions that the head trails the place where a dense cache would have it."""
         return self.next_pos - self.first_pos - self._n_live

@@ -172,7 +172,7 @@ class Stream(Closing):
         """Say how many tokens the system block has: what ``n_keep="system"`` pins."""
         with self._alone:
             pinned = replace(self._pinned, n_system=n_tokens)
-            if self._policy.n_keep == "system":
+            if self._policy.n_keep == "system" and not pinned.spans:
                 pinned = replace(pinned, n_prefix=None)
             self._adopt(self._policy, pinned)
 
@@ -245,13 +245,13 @@ class Stream(Closing):
         with self._alone:
             tokens = self._tokens(text, special=True)
             policy, pinned = self._policy, self._pinned
-            self._advance(())
             ledger = self._cache.ledger
             n_tokens = ledger.n_leading(*block)
             n_prefix: int | None = None
             if pinned.spans or policy.n_keep == -1:
                 n_tokens = min(n_tokens, self._n_prefix)
                 n_prefix = self._n_prefix - n_tokens + len(tokens)
+                self._check_splice(n_tokens, tokens)
                 # What of the block stands in the window, behind what is pinned.
                 rest = sum(len(ids) for _, ids in ledger.unpinned(*block))
                 if rest:
@@ -279,8 +279,9 @@ class Stream(Closing):
             As for `repin`.
         """
         with self._alone:
-            self._advance(())
             ledger, pinned = self._cache.ledger, self._pinned
+            if stop > ledger.next_index > start - len(self._pending):
+                self._advance(())
             parts = [part for part in ledger.unpinned(start, stop) if part[0] >= 0]
             if not parts:
                 raise UsageError(f"nothing of {start} to {stop} is in the window: there is no more")
@@ -328,10 +329,8 @@ class Stream(Closing):
         """Swap ``n`` of the oldest tokens, after the first ``at``, for others."""
         start = time.perf_counter()
         cache = self._cache
-        if self._is_empty:
-            raise UsageError("an empty stream has no prefix to swap: feed it first")
         policy.check(self.n_ctx)
-        check_window(max(0, cache.ledger.n_pinned - n) + len(tokens), self.n_ctx)
+        self._check_splice(n, tokens)
         self._advance(())
         n_evicted, index = cache.splice(at, n, tokens, exact=exact)
         self._policy, self._pinned = policy, pinned
@@ -339,6 +338,12 @@ class Stream(Closing):
         n_evaluated = cache.bring_back()
         ms = (time.perf_counter() - start) * 1e3
         return Repinned(cache.ledger.n_pinned, n_evaluated, n_evicted, ms, index)
+
+    def _check_splice(self, n: int, tokens: Sequence[int]) -> None:
+        """Refuse to swap ``n`` of the oldest tokens for others where that cannot be."""
+        if self._is_empty:
+            raise UsageError("an empty stream has no prefix to swap: feed it first")
+        check_window(max(0, self._cache.ledger.n_pinned - n) + len(tokens), self.n_ctx)
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
@@ -611,7 +616,7 @@ class Stream(Closing):
             backend, snapshot = self._cache.backend, self._snapshot()
             snapshot.check(self._vocabulary.n_tokens)
             try:
-                cells = backend.save() if snapshot.pieces else None
+                cells = backend.save() if snapshot.n_live else None
             except CacheError:
                 cells = None  # then the tokens are evaluated again
             row = self._lasting_logits()
@@ -681,7 +686,7 @@ class Stream(Closing):
 
     def _put_back(self, snapshot: Snapshot, difference: str, cells: memoryview | None) -> str:
         """Put cells into the cache; why they cannot be, or nothing."""
-        if not snapshot.pieces:
+        if not snapshot.n_live:
             return ""
         if difference:
             return difference
@@ -690,7 +695,7 @@ class Stream(Closing):
         if snapshot.n_live > self.n_ctx:
             return f"there were {snapshot.n_live} of them, and n_ctx is {self.n_ctx}"
         try:
-            self._cache.backend.load(cells, self._cache.ledger.next_pos)
+            self._cache.backend.load(cells, self._cache.ledger.last_end)
         except CacheError as error:
             return str(error)
         return ""

@@ -198,6 +198,17 @@ class ChatTemplate:
         return tuple(dict.fromkeys(end for end in ends if end))
 
     @cached_property
+    def answer_opening(self) -> str:
+        """What stands before an answer and no longer once it is past, as the mark of a thought."""
+        turns = [Message("user", USER), Message("assistant", ANSWER), Message("user", NEXT)]
+        try:
+            prompt = self._render()(turns[:1]).partition(USER)[2]
+            past = self._render()(turns).partition(USER)[2].partition(ANSWER)[0]
+        except Refusal:
+            return ""
+        return prompt[len(past) :] if prompt.startswith(past) else ""
+
+    @cached_property
     def _frame(self) -> Frame:
         return frame(self._render(), self._render(opens=False))
 

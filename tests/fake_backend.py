@@ -61,6 +61,12 @@ class FakeVocabulary:
     def tokenize(self, text: str, *, special: bool = False) -> list[int]:
         return list(text.encode())
 
+    def tokenize_parts(
+        self, parts: Sequence[tuple[str, bool]], *, after_text: bool = False
+    ) -> list[int]:
+        """Tokens of a text in parts, of which those that say so may hold control tokens."""
+        return [token for text, special in parts for token in self.tokenize(text, special=special)]
+
     def piece(self, token: int, *, special: bool = False) -> bytes:
         if token < 256:
             return bytes([token])

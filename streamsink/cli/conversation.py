@@ -18,8 +18,9 @@ from streamsink.session import shelf
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from streamsink.chat import Chat, Memory
+    from streamsink.chat import Chat
     from streamsink.records import Event, Stats
+    from streamsink.remains import Memory
     from streamsink.sampling import Sampling
 
     Write: TypeAlias = Callable[[str], object]

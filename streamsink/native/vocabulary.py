@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 
 import llama_cpp.llama_cpp as llama
 
@@ -66,6 +67,12 @@ class NativeVocabulary:
                     f"a text of {len(data)} bytes is too long for one call: feed parts"
                 )
             room = -n
+
+    def tokenize_parts(
+        self, parts: Sequence[tuple[str, bool]], *, after_text: bool = False
+    ) -> list[int]:
+        """Tokens of a text in parts, of which those that say so may hold control tokens."""
+        return [token for text, special in parts for token in self.tokenize(text, special=special)]
 
     def piece(self, token: int, *, special: bool = False) -> bytes:
         """Bytes of one token, perhaps not whole characters; control tokens only on ``special``."""

@@ -81,10 +81,11 @@ def write(
     try:
         with replacing(path, OWNER_ONLY) as file, zipfile.ZipFile(file, "w") as archive:
             archive.writestr(RECORD, record)
-            for name, data in ((CELLS, cells), (LOGITS, logits)):
+            row = None if logits is None else memoryview(logits.tobytes())
+            for name, data in ((CELLS, cells), (LOGITS, row)):
                 if data is not None:
                     with archive.open(name, "w", force_zip64=True) as member:
-                        member.write(memoryview(data).cast("B"))
+                        member.write(data)
     except OSError as error:
         raise SessionError(
             f"the session {path} cannot be written: {error.strerror or error}"
