@@ -86,6 +86,19 @@ class Vocabulary(Protocol):
     def tokenize(self, text: str, *, special: bool = False) -> list[int]:
         """Tokens of ``text``, no BOS added; ``special`` reads ``<|...|>`` as control tokens."""
 
+    def tokenize_parts(
+        self, parts: Sequence[tuple[str, bool]], *, after_text: bool = False
+    ) -> list[int]:
+        """Tokens of a text as a whole, no BOS added.
+
+        Parameters
+        ----------
+        parts : sequence of tuple
+            The text in pieces, and of each whether control tokens are read in it.
+        after_text : bool
+            Whether the text goes on from a token that is no control token.
+        """
+
     def piece(self, token: int, *, special: bool = False) -> bytes:
         """Bytes of one token, perhaps not whole characters; control tokens only on ``special``."""
 

@@ -60,6 +60,11 @@ class FakeVocabulary:
     def tokenize(self, text: str, *, special: bool = False) -> list[int]:
         return list(text.encode())
 
+    def tokenize_parts(
+        self, parts: Sequence[tuple[str, bool]], *, after_text: bool = False
+    ) -> list[int]:
+        return list("".join(text for text, _ in parts).encode())
+
     def piece(self, token: int, *, special: bool = False) -> bytes:
         if token < 256:
             return bytes([token])
