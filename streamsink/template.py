@@ -192,7 +192,10 @@ class ChatTemplate:
     @property
     def stops(self) -> tuple[str, ...]:
         """Texts that end an answer, for models in whose vocabulary they are no single token."""
-        ends = [self._frame.closing.strip(), self._frame.last.strip()]
+        closing, last = self._frame.closing.strip(), self._frame.last.strip()
+        ends = [closing.partition("\n")[0].rstrip()]
+        if not last.startswith(closing):  # as gpt-oss, that ends its last answer in another way
+            ends.append(last)
         if not any(ends):  # then an answer ends where the user has the next word
             ends = [(self._frame.header or "").strip()]
         return tuple(dict.fromkeys(end for end in ends if end))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Literal, TypeAlias
 
 from streamsink.frame import ANSWER, NEXT, USER
@@ -40,32 +41,60 @@ def has_switch(renderer: Renderer) -> bool:
 
 
 def marks(renderer: Renderer, source: str) -> Marks | None:
-    """The texts around a thought, by a conversation that has one, or else by the source."""
+    """The texts around a thought.
 
-    def write(*messages: Message, opens: bool = False) -> str:
+    By a conversation that has one, or by the empty one that a template writes to have none, or by
+    the marks that its source has.
+    """
+
+    def write(*messages: Message, opens: bool = False, thinking: bool = True) -> str:
+        """What a template writes behind the first words of the user."""
         try:
-            return renderer.text(messages, opens=opens, now=0.0, thinking=True)
+            text = renderer.text(messages, opens=opens, now=0.0, thinking=thinking)
         except Refusal:
             return ""
+        return text.partition(USER)[2]
 
+    user = Message("user", USER)
+    on, off = (write(user, opens=True, thinking=thinking) for thinking in (True, False))
+    return _around(write, on, off) or _of_none(on, off) or _in_source(on, source)
+
+
+def _around(write: Callable[..., str], on: str, off: str) -> Marks | None:
+    """What is around a thought in a conversation."""
     user, answer = Message("user", USER), Message("assistant", ANSWER)
     thinks = Message("assistant", ANSWER, _THOUGHT)
-    prompt = write(user, opens=True)
-    thought = write(user, thinks)
-    before, found, after = thought.partition(_THOUGHT)
-    if found and ANSWER in after:
-        others = (prompt, write(user, answer), write(user, thinks, Message("user", NEXT)))
-        shared = min((common_start(before, other) for other in others), key=len)
-        start = _to_a_border(before, shared)
-        begins, ends = before[start:].strip(), after.partition(ANSWER)[0].strip()
-        begins = begins or _last_mark(before)
-        if begins and ends:
-            return begins, ends
-    opening = _last_mark(prompt)
+    before, found, after = write(user, thinks).partition(_THOUGHT)
+    if not found or ANSWER not in after:
+        return None
+    others = [on, write(user, answer), write(user, thinks, Message("user", NEXT))]
+    others += [off] if common_start(on, off) else []  # else it answers to the user's words
+    shared = min((common_start(before, other) for other in others), key=len)
+    start = _to_a_border(before, shared)
+    begins, ends = before[start:].strip(), after.partition(ANSWER)[0].strip()
+    if not begins:  # the mark is before every answer, or only before those yet to come
+        prompted = on[start:].partition(ends)[0].strip() if ends else ""
+        begins = prompted or _last_mark(before)
+    return (begins, ends) if begins and ends else None
+
+
+def _of_none(on: str, off: str) -> Marks | None:
+    """What a template adds where a model is not to think: a thought of no words."""
+    if not on or not off.startswith(on):
+        return None
+    empty = off[len(on) :].strip()
+    ends = _last_mark(empty)
+    begins = empty[: len(empty) - len(ends)].strip()
+    return (begins, ends) if begins and ends else None
+
+
+def _in_source(on: str, source: str) -> Marks | None:
+    """What ends the text before an answer, or else a mark in the source that ends thoughts."""
+    opening = _last_mark(on)
     if opening and _END_MARK.fullmatch(_counterpart(opening)):
         return opening, _counterpart(opening)
-    ends_found = _END_MARK.search(source)
-    return (_opposite(ends_found.group()), ends_found.group()) if ends_found else None
+    found = _END_MARK.search(source)
+    return (_opposite(found.group()), found.group()) if found else None
 
 
 def is_open(render: Render, marks: Marks) -> bool:

@@ -124,12 +124,10 @@ def _between(text: str, marked: str, words: str, head: str, tail: str) -> Span |
     if head and tail:
         return Span(start, stop) if marked.index(head) < marked.index(tail) else None
     for spelled in (words, words.lstrip(), words.rstrip(), words.strip()):
-        if text.count(spelled) == 1:
-            span = Span(text.index(spelled), text.index(spelled) + len(spelled))
-            same = span.start == start if head else span.stop == stop
-            own = marked.endswith(text[span.stop :]) and marked.startswith(text[: span.start])
-            if same and own:
-                return span
+        span = Span(start, start + len(spelled)) if head else Span(stop - len(spelled), stop)
+        around = marked.startswith(text[: span.start]) and marked.endswith(text[span.stop :])
+        if around and text[span.start : span.stop] == spelled:
+            return span
     return None
 
 
