@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal, TypeAlias
 
 from streamsink.frame import ANSWER, NEXT, USER
 from streamsink.renderer import Renderer
-from streamsink.words import Lost, Message, Refusal, Render, common_start, find, stand_ins
+from streamsink.words import Message, Refusal, Render, Span, common_start, find, stand_ins
 
 Marks: TypeAlias = tuple[str, str]
 """The texts with which a thought begins and ends."""
@@ -49,11 +50,8 @@ def marks(renderer: Renderer, source: str) -> Marks | None:
 
     def write(*messages: Message, opens: bool = False, thinking: bool = True) -> str:
         """What a template writes behind the first words of the user."""
-        try:
-            text = renderer.text(messages, opens=opens, now=0.0, thinking=thinking)
-        except Refusal:
-            return ""
-        return text.partition(USER)[2]
+        render = partial(renderer.text, opens=opens, now=0.0, thinking=thinking)
+        return _text(render, messages).partition(USER)[2]
 
     user = Message("user", USER)
     on, off = (write(user, opens=True, thinking=thinking) for thinking in (True, False))
@@ -102,40 +100,68 @@ def is_open(render: Render, marks: Marks) -> bool:
     return render([Message("user", USER)]).rstrip().endswith(marks[0].rstrip())
 
 
-def dropping(render: Render, marks: Marks) -> Dropping:
-    """How a template leaves a thought out once another turn follows."""
+def dropping(opened: Render, closed: Render, marks: Marks) -> Dropping:
+    """How a template leaves a thought out once another turn follows.
+
+    Parameters
+    ----------
+    opened, closed : callable
+        The template, going on to where an answer begins, and not.
+    marks : tuple of str
+        Its marks around a thought.
+    """
     user, after = Message("user", USER), Message("user", NEXT)
     whole = Message("assistant", f"{marks[0]}\n{_THOUGHT}\n{marks[1]}\n\n{ANSWER}")
     fields = Message("assistant", ANSWER, _THOUGHT)
+    inline = _text(opened, [user, whole, after])
+    if inline.count(ANSWER) == 1 and _THOUGHT not in inline:
+        return "inline"
+    newest, old = _text(closed, [user, fields]), _text(opened, [user, fields, after])
+    return "field" if _THOUGHT in newest and ANSWER in old and _THOUGHT not in old else ""
+
+
+def _text(render: Render, messages: Sequence[Message]) -> str:
     try:
-        inline = render([user, whole, after])
-        if inline.count(ANSWER) == 1 and _THOUGHT not in inline:
-            return "inline"
-        if _THOUGHT in render([user, fields]) and _THOUGHT not in render([user, fields, after]):
-            return "field"
+        return render(messages)
     except Refusal:
-        pass
-    return ""
+        return ""
 
 
-def past(render: Render, marks: Marks | None, how: Dropping, answer: str) -> str:
-    """The words of an answer as a template writes them once another turn follows."""
-    before, words = "", answer
+def past(
+    render: Render, marks: Marks | None, how: Dropping, user: str, answer: str
+) -> tuple[str, Span, Span]:
+    """A conversation that goes on after an answer, and where its first two messages are in it.
+
+    Parameters
+    ----------
+    render : callable
+        The template.
+    marks : tuple of str or None
+        Its marks around a thought.
+    how : {"inline", "field", ""}
+        See `dropping`.
+    user, answer : str
+        What was said.
+
+    Raises
+    ------
+    Lost
+        The template does not write them once and whole.
+    Refusal
+        The template refuses.
+    """
+    before, thought, words = "", "", answer
     if marks and how and marks[1] in answer:
         thought, _, words = answer.partition(marks[1])
         thought = thought.partition(marks[0])[2] or thought
-        before = f"{marks[0]}{thought}{marks[1]}"
-    said = Message("assistant", before + words)
-    if before and how == "field":
-        words = words.strip()
-        said, before = Message("assistant", words, thought), ""
-    messages = [Message("user", USER), said, Message("user", NEXT)]
-    try:
-        text = render(messages)
-        span = find(render, messages, 1, text, before=before)
-    except (Refusal, Lost):
-        return words
-    return text[span.start : span.stop]
+    if thought and how == "field":
+        said = Message("assistant", words := words.strip(), thought)
+    else:
+        before = f"{marks[0]}{thought}{marks[1]}" if marks and thought else ""
+        said = Message("assistant", before + words)
+    messages = [Message("user", user), said, Message("user", next(stand_ins([user, answer])))]
+    text = render(messages)
+    return text, find(render, messages, 0, text), find(render, messages, 1, text, before=before)
 
 
 def _to_a_border(text: str, shared: str) -> int:

@@ -106,10 +106,10 @@ def find(
 
 def _what_became(heads: int, tails: int) -> str:
     if heads == tails == 0:
-        return "it leaves them out"
+        return "it leaves words out"
     if heads > 1 or tails > 1:
-        return f"it writes them {max(heads, tails)} times"
-    return "it leaves out a part of them" if heads != tails else "it reads them as its own"
+        return f"it writes words {max(heads, tails)} times"
+    return "it leaves out a part" if heads != tails else "it reads words as its own"
 
 
 def _between(text: str, marked: str, words: str, head: str, tail: str) -> Span | None:

@@ -19,6 +19,11 @@ _SPECIAL = (
     | llama.LLAMA_TOKEN_ATTR_UNKNOWN
     | llama.LLAMA_TOKEN_ATTR_USER_DEFINED
 )
+_NAMED = {
+    name: getattr(llama, f"llama_vocab_{name}")
+    for name in ("bos", "eos", "sep", "pad", "mask")
+    if hasattr(llama, f"llama_vocab_{name}")
+}
 _FRONTS = (b"|", b".", b"0", b"~", b"(", b";")
 """Texts to which no tokenizer gives unknown tokens, one of which merges with none that follows."""
 
@@ -59,6 +64,15 @@ class NativeVocabulary:
     def close(self) -> None:
         """Forget the pointer: the model is about to be freed."""
         self._vocab = None
+
+    @property
+    def named_tokens(self) -> dict[str, int]:
+        """Special tokens that there are, by transformers' names of them."""
+        found = {f"{name}_token": int(token(self.handle)) for name, token in _NAMED.items()}
+        found["unk_token"] = next(
+            (one.token for one in self._specials if one.kind == "unknown"), llama.LLAMA_TOKEN_NULL
+        )
+        return {name: token for name, token in found.items() if 0 <= token < self.n_tokens}
 
     def tokenize(self, text: str, *, special: bool = False) -> list[int]:
         """Tokens of ``text``, no BOS added; ``special`` reads ``<|...|>`` as control tokens."""
