@@ -7,6 +7,7 @@ what is between is what the template makes of the words.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
@@ -98,10 +99,14 @@ def find(
     around = marked(head + words + tail)
     span = _between(text, around, head, tail)
     if span is None:
-        # A template may look at how words begin and end, as it does for the results of a tool, or
-        # at how many they are: then a mark amid them tells, and they stand as they are.
+        # A template may look at how words begin and end, as it does for the results of a tool:
+        # then a mark amid them tells, and they stand as they are.
         half = len(words) // 2
         span = _amid(text, marked(words[:half] + head + words[half:]), head, words, half)
+    if span is None:
+        # Or it may look at how many they are: others of the same lengths tell.
+        masked = _MASKED.sub(lambda found: _mask(found.group()), words)
+        span = _instead(text, marked(masked), masked, words)
     if span is None:
         raise Lost(_what_became(around.count(head), around.count(tail)))
     return span
@@ -130,6 +135,20 @@ def _amid(text: str, marked: str, mark: str, words: str, half: int) -> Span | No
     return None
 
 
+def _instead(text: str, marked: str, mask: str, words: str) -> Span | None:
+    """The span of words in a text, by another that has others of the same lengths instead."""
+    for trim in (str, str.strip):
+        before, found, after = marked.partition(trim(mask))
+        if found and trim(mask) not in after and f"{before}{trim(words)}{after}" == text:
+            return Span(len(before), len(before) + len(found))
+    return None
+
+
+def _mask(word: str) -> str:
+    """Digits that stand in for a word of their number, as `stand_ins` has them."""
+    return ("1" + "2345678954326" * (len(word) // 12 + 1))[: len(word)]
+
+
 def _what_became(heads: int, tails: int) -> str:
     if heads == tails == 0:
         return "it leaves words out"
@@ -151,6 +170,7 @@ def stand_ins(texts: Iterable[str] = ()) -> Iterator[str]:
             yield word
 
 
+_MASKED = re.compile(r"\S+")
 _DIGITS = str.maketrans("01234567", "23456789")
 
 

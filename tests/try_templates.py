@@ -12,6 +12,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from datetime import datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -90,9 +91,8 @@ def differences(source: str) -> Iterator[tuple[str, str]]:
     template = ChatTemplate(source, SPECIAL)
     for system in SYSTEMS:
         for at, user in enumerate(USERS):
-            for n_turns in (1, at % 4 + 2):
-                users = [USERS[(at + n) % len(USERS)] for n in range(n_turns)]
-                yield _difference(template, source, system, [*users[1:], user])
+            before = [USERS[(at + n) % len(USERS)] for n in range(at % 5)]
+            yield _difference(template, source, system, [*before, user])
 
 
 def _difference(
@@ -119,19 +119,32 @@ def _difference(
 
 
 def _at_once(source: str, system: str, users: Sequence[str], answers: Sequence[str]) -> str | None:
-    """The whole conversation as text or with typed contents, whichever shows what was said."""
+    """The whole conversation, contents as texts or typed, whichever shows what is said."""
+    typed = [role for role in ("user", "assistant", "system") if _wants_parts(source, role)]
+    messages = [said("system", system, typed="system" in typed)] if system else []
+    for n, user in enumerate(users):
+        messages.append(said("user", user, typed="user" in typed))
+        if n < len(answers):
+            messages.append(said("assistant", answers[n], typed="assistant" in typed))
+    try:
+        return plainly(source, messages)
+    except Exception:
+        return None
+
+
+@lru_cache
+def _wants_parts(source: str, role: str) -> bool:
+    """Whether a template shows what somebody says only as a list of parts."""
+    shown = []
     for typed in (False, True):
-        messages = [said("system", system, typed=typed)] if system else []
-        for n, user in enumerate(users):
-            messages += [said("user", user, typed=typed)]
-            messages += [said("assistant", answers[n], typed=typed)] if n < len(answers) else []
+        probe = said(role, "qx7", typed=typed)
+        other = said("user", "", typed=role != "user" and _wants_parts(source, "user"))
+        around = {"user": [probe], "assistant": [other, probe, other], "system": [probe, other]}
         try:
-            text = plainly(source, messages)
+            shown.append("qx7" in plainly(source, around[role]).lower())
         except Exception:
-            continue
-        if users[-1].strip() in text and system.strip() in text:
-            return text
-    return None
+            shown.append(False)
+    return shown == [False, True]
 
 
 def main() -> None:
