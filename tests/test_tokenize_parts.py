@@ -12,6 +12,7 @@ import llama_cpp.llama_cpp as llama
 import pytest
 
 from streamsink.native.vocabulary import NativeVocabulary
+from streamsink.template import ChatTemplate
 from tests.tiny_gguf import byte_alphabet
 
 Kind = gguf.TokenType
@@ -220,3 +221,32 @@ def test_a_text_that_goes_on_has_no_space_before_it(
         found = vocabulary.tokenize_parts([(text, False)], after_text=True)
         spelled = b"".join(vocabulary.piece(token, special=True) for token in found).decode()
         assert spelled == (text if words.model != "t5" else " ".join(text.split(" "))), text
+
+
+# As Llama-2's: spaces of its own around words, and control tokens that nothing separates.
+INST = (
+    "{% for m in messages %}{% if m.role == 'user' %}<s>[INST] {% if loop.index0 == 1 %}"
+    "<<SYS>>\n{{ messages[0].content }}\n<</SYS>>\n\n{% endif %}{{ m.content }} [/INST]"
+    "{% elif m.role == 'assistant' %} {{ m.content }} </s>{% endif %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize("words", ["spm", "spm, no prefix", "spm, phi-3", "ugm"], indirect=True)
+def test_a_conversation_has_the_tokens_of_its_text(
+    words: Words, vocabulary: NativeVocabulary
+) -> None:
+    template = ChatTemplate(INST, {})
+    for system, user, after in (("", "abc a", "sue"), ("be sae", " </ s ", "é\n")):
+        opened = [part for half in template.opening(system, user) for part in half]
+        goes_on = [part for half in template.next_turn(after, system=system) for part in half]
+        answer = " beau."
+        whole = "".join(text for text, _ in (*opened, (answer, False), *goes_on))
+        tokens = [
+            *vocabulary.tokenize_parts(opened),
+            *vocabulary.tokenize_parts([(answer, False)], after_text=True),
+            *vocabulary.tokenize_parts(goes_on, after_text=True),
+        ]
+        assert tokens == vocabulary.tokenize(whole, special=True)
+        shown = b"".join(vocabulary.piece(token, special=True) for token in tokens).decode()
+        if words.model == "llama":
+            assert f"[INST] {after} [/INST]" in shown
