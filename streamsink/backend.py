@@ -93,7 +93,15 @@ class Vocabulary(Protocol):
     def tokenize_parts(
         self, parts: Sequence[tuple[str, bool]], *, after_text: bool = False
     ) -> list[int]:
-        """Tokens of a text in parts, of which those that say so may hold control tokens."""
+        """Tokens of a text as a whole, no BOS added.
+
+        Parameters
+        ----------
+        parts : sequence of tuple
+            The text in pieces, and of each whether control tokens are read in it.
+        after_text : bool
+            Whether the text goes on from a token that is no control token.
+        """
 
     def piece(self, token: int, *, special: bool = False) -> bytes:
         """Bytes of one token, perhaps not whole characters; control tokens only on ``special``."""

@@ -50,9 +50,9 @@ def frame(opened: Render, closed: Render) -> Frame:
         header = followed[len(alone) :].partition(USER)[0]
     elif between:
         header = between[len(last) :] if between.startswith(last) else between
-        first, found, _ = _text(opened, [user]).partition(USER)
-        if found:  # what ends an answer does not begin a conversation
-            header = common_end(header, first)
+    first, found, _ = _text(opened, [user]).partition(USER)
+    if header and found:  # what only ends another turn does not begin a conversation
+        header = common_end(header, first)
         header = header if header.strip() else ""
     if header and between.endswith(header):
         closing = between[: len(between) - len(header)]

@@ -110,17 +110,16 @@ class Model(Closing):
 
     @property
     def special_texts(self) -> dict[str, str]:
-        """Texts of BOS and EOS, as chat templates want them; '' where there is none."""
+        """Texts of special tokens by the names that chat templates have for them.
+
+        BOS and EOS are '' where there is none, others are left out.
+        """
         vocabulary = self._weights.vocabulary
-        return {
-            name: ""
-            if token is None
-            else vocabulary.piece(token, special=True).decode("utf-8", "replace")
-            for name, token in (
-                ("bos_token", vocabulary.bos_token),
-                ("eos_token", vocabulary.eos_token),
-            )
+        texts = {
+            name: vocabulary.piece(token, special=True).decode("utf-8", "replace")
+            for name, token in vocabulary.named_tokens.items()
         }
+        return {"bos_token": "", "eos_token": "", **texts}
 
     def cell_bytes(self, cache_type_k: str = "f16", cache_type_v: str = "f16") -> float:
         """Bytes that one token takes in a cache of these types (all layers; an upper estimate)."""

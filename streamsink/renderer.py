@@ -116,7 +116,7 @@ class Renderer:
         thinking: bool | None = None,
     ) -> str:
         if self._child:
-            said = [_as_dict(message, forms[message.role]) for message in messages]
+            said = [_as_dict(message, forms.get(message.role, "text")) for message in messages]
             return self._ask(said, opens=opens, now=now, thinking=thinking)
         from streamsink.native import templates
 

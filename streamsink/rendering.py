@@ -20,6 +20,20 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from streamsink.child import Answer, serve
 from streamsink.errors import ModelError
 
+MOST_REASON = 400
+"""Characters of what a template says when it refuses."""
+
+_AS_TRANSFORMERS: dict[str, Any] = {"tools": None, "documents": None}
+# For templates that count tools without asking whether there are any; the other names are those
+# that llama-cpp-python has (llama_chat_format.py: Jinja2ChatFormatter).
+_NO_TOOLS: dict[str, Any] = {
+    "tools": [],
+    "documents": [],
+    "functions": None,
+    "function_call": None,
+    "tool_choice": None,
+}
+
 # What a template may make of a conversation. Its own words are in its source, and a message may
 # bring all of them; a character of a message grows twelvefold at most, as two escapes of JSON.
 LEAST_SOURCE, MOST_SOURCE = 4096, 65_536
@@ -33,19 +47,23 @@ def answer(request: Answer) -> Answer:
     if messages is None:
         return {"text": ""}
     now = datetime.fromtimestamp(request["now"])
-    try:
-        text = template.render(
-            messages=messages,
-            add_generation_prompt=request["add_generation_prompt"],
-            tools=None,
-            documents=None,
-            strftime_now=lambda form: now.strftime(form),
-            **request["variables"],
-        )
-    except MemoryError:
-        raise ModelError("the model's chat template failed: it takes too much memory") from None
-    except Exception as error:  # whatever a program out of a file may raise
-        raise ModelError(f"the model's chat template failed: {error}") from None
+    text, refused = "", ""
+    for given in (_AS_TRANSFORMERS, _NO_TOOLS):
+        try:
+            text = template.render(
+                messages=messages,
+                add_generation_prompt=request["add_generation_prompt"],
+                strftime_now=lambda form: now.strftime(form),
+                **given,
+                **request["variables"],
+            )
+            break
+        except MemoryError:
+            refused = refused or "it takes too much memory"
+        except Exception as error:  # whatever a program out of a file may raise
+            refused = refused or str(error)[:MOST_REASON] or type(error).__name__
+    else:
+        raise ModelError(f"the model's chat template failed: {refused}")
     most = most_characters(request["source"], messages)
     if len(text) > most:
         raise ModelError(

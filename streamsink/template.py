@@ -192,7 +192,10 @@ class ChatTemplate:
     @property
     def stops(self) -> tuple[str, ...]:
         """Texts that end an answer, for models in whose vocabulary they are no single token."""
-        ends = [self._frame.closing.strip(), self._frame.last.strip()]
+        closing, last = self._frame.closing.strip(), self._frame.last.strip()
+        ends = [closing.partition("\n")[0].rstrip()]
+        if not last.startswith(closing):  # as gpt-oss, that ends its last answer in another way
+            ends.append(last)
         if not any(ends):  # then an answer ends where the user has the next word
             ends = [(self._frame.header or "").strip()]
         return tuple(dict.fromkeys(end for end in ends if end))
@@ -231,13 +234,50 @@ class ChatTemplate:
         return marks is not None and thoughts.is_open(self._render(), marks)
 
     def past(self, answer: str) -> str:
-        """The words of an answer as the template writes them once another turn follows."""
-        return thoughts.past(self._render(), self.thought_marks, self._dropping, answer)
+        """The words of an answer as the template writes them once another turn follows.
+
+        A thought is not among them where the template leaves old ones out; where it keeps them, the
+        answer is as it was.
+        """
+        if self._keeps(answer):
+            return answer
+        try:
+            text, _, span = self._past(USER, answer)
+        except (Refusal, Lost):
+            return answer
+        return text[span.start : span.stop]
+
+    def settled(self, user: str, answer: str) -> list[Part]:
+        """An exchange as the template writes it once another turn follows.
+
+        It begins with the user's words and ends with the last of the answer: with `next_turn`
+        before it, it stands for what was fed and generated.
+
+        Raises
+        ------
+        UsageError
+            The template would not write all the words.
+        ModelError
+            The template fails.
+        """
+        try:
+            text, said, answered = self._past(user, answer)
+        except Lost as lost:
+            raise _unwritten(str(lost)) from None
+        start = said.start
+        return parts(text[start : answered.stop], [said.moved(-start), answered.moved(-start)])
+
+    def _past(self, user: str, answer: str) -> tuple[str, Span, Span]:
+        return thoughts.past(self._render(), self.thought_marks, self._dropping, user, answer)
+
+    def _keeps(self, answer: str) -> bool:
+        marks = self.thought_marks
+        return marks is not None and marks[1] in answer and not self._dropping
 
     @cached_property
     def _dropping(self) -> thoughts.Dropping:
         marks = self.thought_marks
-        return thoughts.dropping(self._render(), marks) if marks else ""
+        return thoughts.dropping(self._render(), self._render(opens=False), marks) if marks else ""
 
     # -- rendering ------------------------------------------------------------------------------
 
@@ -278,9 +318,13 @@ def _find(render: Render, messages: Sequence[Message], at: int, text: str) -> Sp
     except Lost as lost:
         if messages[at].role == "system":
             raise _no_system(str(lost)) from None
-        raise UsageError(
-            f"the model's chat template does not write what was said: {lost} (--chat-template)"
-        ) from None
+        raise _unwritten(str(lost)) from None
+
+
+def _unwritten(why: str) -> UsageError:
+    return UsageError(
+        f"the model's chat template does not write all that was said: {why} (--chat-template)"
+    )
 
 
 def _no_system(why: str) -> UsageError:

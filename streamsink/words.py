@@ -7,6 +7,7 @@ what is between is what the template makes of the words.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
@@ -87,50 +88,73 @@ def find(
     words = messages[at].content.removeprefix(before)
     marks = stand_ins(message.content for message in messages)
     head, tail = next(marks), next(marks)
-    # Marks around the words tell both ends. A template may look at how words begin or end, as for
-    # the results of a tool; then the mark at the other end tells, and the words stand as they are.
-    lost = ""
-    for left, right in ((head, tail), ("", tail), (head, "")):
-        marked = replace(messages[at], content=before + left + words + right)
+
+    def marked(content: str) -> str:
+        changed = replace(messages[at], content=before + content)
         try:
-            found = render([*messages[:at], marked, *messages[at + 1 :]])
-        except Refusal as error:
-            lost = lost or str(error)
-            continue
-        span = _between(text, found, words, left, right)
-        if span:
-            return span
-        lost = lost or _what_became(found.count(head), found.count(tail))
-    raise Lost(lost)
+            return render([*messages[:at], changed, *messages[at + 1 :]])
+        except Refusal:
+            return ""
+
+    around = marked(head + words + tail)
+    span = _between(text, around, head, tail)
+    if span is None:
+        # A template may look at how words begin and end, as it does for the results of a tool:
+        # then a mark amid them tells, and they stand as they are.
+        half = len(words) // 2
+        span = _amid(text, marked(words[:half] + head + words[half:]), head, words, half)
+    if span is None:
+        # Or it may look at how many they are: others of the same lengths tell.
+        masked = _MASKED.sub(lambda found: _mask(found.group()), words)
+        span = _instead(text, marked(masked), masked, words)
+    if span is None:
+        raise Lost(_what_became(around.count(head), around.count(tail)))
+    return span
+
+
+def _between(text: str, marked: str, head: str, tail: str) -> Span | None:
+    """The span of words in a text, by another that has marks around the words."""
+    before, found, rest = marked.partition(head)
+    _, ended, after = rest.partition(tail)
+    if not found or not ended or marked.count(head) > 1 or marked.count(tail) > 1:
+        return None
+    span = Span(len(before), len(text) - len(after))
+    same = text.startswith(before) and text.endswith(after) and span.start <= span.stop
+    return span if same else None
+
+
+def _amid(text: str, marked: str, mark: str, words: str, half: int) -> Span | None:
+    """The span of words in a text, by another that has a mark amid the words."""
+    before, found, after = marked.partition(mark)
+    if not found or before + after != text:
+        return None
+    for left in (words[:half], words[:half].lstrip()):
+        for right in (words[half:], words[half:].rstrip()):
+            if before.endswith(left) and after.startswith(right):
+                return Span(len(before) - len(left), len(before) + len(right))
+    return None
+
+
+def _instead(text: str, marked: str, mask: str, words: str) -> Span | None:
+    """The span of words in a text, by another that has others of the same lengths instead."""
+    for trim in (str, str.strip):
+        before, found, after = marked.partition(trim(mask))
+        if found and trim(mask) not in after and f"{before}{trim(words)}{after}" == text:
+            return Span(len(before), len(before) + len(found))
+    return None
+
+
+def _mask(word: str) -> str:
+    """Digits that stand in for a word of their number, as `stand_ins` has them."""
+    return ("1" + "2345678954326" * (len(word) // 12 + 1))[: len(word)]
 
 
 def _what_became(heads: int, tails: int) -> str:
     if heads == tails == 0:
-        return "it leaves them out"
+        return "it leaves words out"
     if heads > 1 or tails > 1:
-        return f"it writes them {max(heads, tails)} times"
-    return "it leaves out a part of them" if heads != tails else "it reads them as its own"
-
-
-def _between(text: str, marked: str, words: str, head: str, tail: str) -> Span | None:
-    """The span of words in a text, by another that has marks around the words."""
-    if any(mark and marked.count(mark) != 1 for mark in (head, tail)):
-        return None
-    before = marked[: marked.index(head)] if head else ""
-    after = marked[marked.index(tail) + len(tail) :] if tail else ""
-    start, stop = len(before), len(text) - len(after)
-    if start > stop or not (text.startswith(before) and text.endswith(after)):
-        return None
-    if head and tail:
-        return Span(start, stop) if marked.index(head) < marked.index(tail) else None
-    for spelled in (words, words.lstrip(), words.rstrip(), words.strip()):
-        if text.count(spelled) == 1:
-            span = Span(text.index(spelled), text.index(spelled) + len(spelled))
-            same = span.start == start if head else span.stop == stop
-            own = marked.endswith(text[span.stop :]) and marked.startswith(text[: span.start])
-            if same and own:
-                return span
-    return None
+        return f"it writes words {max(heads, tails)} times"
+    return "it leaves out a part" if heads != tails else "it reads words as its own"
 
 
 def stand_ins(texts: Iterable[str] = ()) -> Iterator[str]:
@@ -146,6 +170,7 @@ def stand_ins(texts: Iterable[str] = ()) -> Iterator[str]:
             yield word
 
 
+_MASKED = re.compile(r"\S+")
 _DIGITS = str.maketrans("01234567", "23456789")
 
 
