@@ -121,7 +121,8 @@ def test_a_session_with_a_broken_template_is_not_loaded(
     assert found.talk
     evil = replace(found.talk, template="{% for %}")
     session.write(file, found.kind, found.stream, evil, cells)
-    done = run("chat", str(tiny_path), *CHAT, given=f"One\nTwo\n/load {file}\n")
+    given = f"One\nTwo\n/load {file}\n"
+    done = run("chat", str(tiny_path), *CHAT, "--session", "b", given=given)
     assert done.returncode == 1
     assert "chat template cannot be read" in done.stderr
     assert len(done.stderr.splitlines()) == 1
