@@ -1,8 +1,11 @@
 """Fixtures that more than one test module uses."""
 
+import os
 import signal
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeAlias
 
 import pytest
 
@@ -36,3 +39,38 @@ def ctrl_c_interrupts() -> Iterator[None]:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+Run: TypeAlias = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """Where the command line keeps what it keeps."""
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def environment(home: Path) -> dict[str, str]:
+    """What the command line finds around it."""
+    return {**os.environ, "STREAMSINK_HOME": str(home)}
+
+
+@pytest.fixture
+def run(environment: dict[str, str]) -> Run:
+    """The command line, in a home of its own."""
+    from tests.test_cli import STREAMSINK
+
+    def call(*arguments: str, given: str = "") -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*STREAMSINK, *arguments],
+            input=given,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=120,
+            check=False,
+            env=environment,
+        )
+
+    return call

@@ -11,7 +11,7 @@ import pytest
 from llama_cpp import Llama, LlamaGrammar, LlamaRAMCache
 
 import streamsink
-from streamsink.errors import CapabilityError, ClosedError, UsageError
+from streamsink.errors import CapabilityError, ClosedError, ModelError, UsageError
 from streamsink.model import Model
 from streamsink.native.weights import Weights
 from streamsink.policy import SinkPolicy
@@ -429,6 +429,33 @@ def test_what_cannot_be_attached(tiny_path: Path, llama: Llama) -> None:
         llama.save_state()
     with pytest.raises(UsageError, match="no cache"):
         llama.set_cache(LlamaRAMCache())
+
+
+def test_a_long_prompt_that_was_edited_is_read_anew(tiny_path: Path, llama: Llama) -> None:
+    """Though at its end the same would be visible: what is there would have seen less."""
+    policy = SinkPolicy(4, 1)
+    stream = streamsink.attach(llama, policy)
+    prompt = some_tokens(30, 400)
+    answer(llama, prompt, 8)
+    edited = [*prompt[:170], *some_tokens(31, 240)]
+    next(llama.generate(edited, temp=0.0))
+    with (
+        Model(Weights(tiny_path)) as model,
+        model.stream(policy, N_CTX, n_batch=32, threads=1) as fresh,
+    ):
+        fresh.feed(edited)
+        assert np.abs(stream.logits() - fresh.logits()).max() < 1e-2
+
+
+def test_a_file_that_is_another_model_by_now(tiny_path: Path, tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(tiny_path.read_bytes())
+    llama = llama_of(path)
+    FAMILIES["qwen2"].write(tmp_path / "other.gguf").replace(path)
+    with pytest.raises(ModelError, match="another model by now"):
+        streamsink.attach(llama)
+    assert type(llama) is Llama
+    llama.close()
 
 
 def test_closing_it_closes_the_stream(tiny_path: Path) -> None:
