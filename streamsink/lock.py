@@ -101,5 +101,5 @@ def _acquire(path: Path, busy: StreamsinkError) -> BinaryIO:
 def _is_still(file: BinaryIO, path: Path) -> bool:
     try:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except FileNotFoundError:
+    except OSError:
         return False

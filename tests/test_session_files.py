@@ -371,6 +371,29 @@ def test_a_chat_on_what_is_no_file_ends_at_once(
     assert stat.S_ISFIFO(os.stat("pipe.session").st_mode)
 
 
+def test_paths_that_lead_nowhere(chat: Chat, at_home: Path) -> None:
+    """Whether or not the chat has a file of its own by then."""
+    say(chat, "Hi")
+    (at_home / "file").write_text("text")
+    (at_home / "dangling").symlink_to(at_home / "none" / "a")
+    for talk in (keeping(chat), keeping(chat, "a")):
+        for name in (
+            "/",
+            "./file/a",
+            "./none/a",
+            f"./{'x' * 250}",
+            f"./{'x/' * 3000}",
+            "./dangling",
+        ):
+            path = shelf.locate(name)
+            with pytest.raises(SessionError, match="cannot be kept there"):
+                talk.save_as(path)
+            with pytest.raises(StreamsinkError):
+                talk.load(path, lambda: None)
+        talk.let_go()
+    assert [turn.text for turn in chat.turns][:1] == ["Hi"]
+
+
 def test_nobodys_own_file_is_overwritten(chat: Chat, at_home: Path) -> None:
     say(chat, "Hi")
     notes = at_home / "notes.txt"

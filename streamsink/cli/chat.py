@@ -111,7 +111,8 @@ def chat(
             )
             held.callback(conversation.let_go)
             if talk and prompt is not None and prompt != talk.system:
-                conversation.change_system(prompt)
+                n_evaluated = conversation.change_system(prompt)
+                typer.echo(f"system prompt changed, {n_evaluated} tokens evaluated", err=True)
             if sys.stdin.isatty():
                 conversation.interactive(f"{loaded.path.name} · {loaded.description}")
             else:
@@ -129,7 +130,7 @@ def _session(name: str, held: ExitStack) -> tuple[Kept, Session | None]:
 
 
 def _its_model(saved: Session) -> str:
-    if not Path(saved.kind.path).is_file():
+    if not os.path.isfile(saved.kind.path):
         raise UsageError(
             f"the session's model {saved.kind.path} is not there any more: name the model, "
             "streamsink chat MODEL --session …"
@@ -144,7 +145,7 @@ def _template(asked: str | None, model: Model, talk: Talk | None) -> ChatTemplat
 
     source = asked or (talk.template if talk else model.chat_template)
     if asked and not is_name(asked):
-        if not Path(asked).exists():
+        if not os.path.exists(asked):
             raise UsageError(
                 f"--chat-template {asked} is neither a file nor a template of llama.cpp: "
                 f"{', '.join(templates.names())}"

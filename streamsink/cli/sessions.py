@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -86,13 +87,14 @@ def export(
     """Write a session's whole conversation, the forgotten turns included; in Markdown or JSON."""
     from streamsink.atomic import write_text
     from streamsink.session import export as forms
+    from streamsink.session.shelf import SUFFIX
 
     path, found = _read(name)
-    text = forms.plain(found) if as_json else forms.markdown(found, path.stem)
+    text = forms.plain(found) if as_json else forms.markdown(found, path.name.removesuffix(SUFFIX))
     if out is None:
         typer.echo(text, nl=False)
         return
-    if out.exists() and out.samefile(path):
+    if os.path.exists(out) and os.path.samefile(out, path):
         raise UsageError(f"--out {out} is the session itself: give another file")
     try:
         write_text(out, text)
@@ -108,7 +110,7 @@ def delete(
     from streamsink.session import read, shelf
 
     path = shelf.locate(name)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise SessionError(f"there is no session {path}")
     kept = shelf.take(path)
     try:

@@ -122,8 +122,8 @@ def locate(name: str) -> Path:
         return path
     if why := _unfit(name):
         raise UsageError(
-            f"{name!r} cannot be the name of a session: {why}; take another, or give a file with "
-            "its folder (./talk)"
+            f"{name[:40]!r} cannot be the name of a session: {why}; take another, or give a file "
+            "with its folder (./talk)"
         )
     if not _ONCE_A_NAME.fullmatch(name) and _was_saved(Path(name)):
         raise UsageError(
@@ -176,7 +176,7 @@ def take(path: Path) -> Kept:
 
 
 def _lock_of(target: Path) -> Path:
-    return target.with_name(f".{target.name}.lock")
+    return target.parent / f".{target.name}.lock"
 
 
 def _unfit(name: str) -> str:
