@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from streamsink.errors import ModelError
 from streamsink.regular import open_regular
@@ -31,9 +31,8 @@ class Stamp(NamedTuple):
     changed: int
 
     @classmethod
-    def of(cls, file: BinaryIO) -> Stamp:
-        """The stamp of an open file."""
-        found = os.fstat(file.fileno())
+    def of(cls, found: os.stat_result) -> Stamp:
+        """The stamp of a file by what the system says of it."""
         return cls(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
 
 
@@ -65,7 +64,7 @@ class Fingerprint(NamedTuple):
         for part in header.parts():
             try:
                 with open_regular(part) as file:
-                    stamps[part] = Stamp.of(file)
+                    stamps[part] = Stamp.of(os.fstat(file.fileno()))
                     for at in range(1, SAMPLES + 1):
                         file.seek(max(0, stamps[part].n_bytes * at // SAMPLES - SAMPLE_BYTES))
                         digest.update(file.read(SAMPLE_BYTES))
@@ -86,7 +85,7 @@ class Fingerprint(NamedTuple):
         for part, stamp in self.stamps.items():
             try:
                 with open_regular(part) as file:
-                    found = Stamp.of(file)
+                    found = Stamp.of(os.fstat(file.fileno()))
             except OSError as error:
                 raise _gone(part, error) from None
             if found != stamp:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import mmap
+import os
 import re
 import struct
 from collections.abc import Callable, Mapping
@@ -175,7 +176,7 @@ def read_header(path: Path) -> Header:
     """
     try:
         with open_regular(path) as file:
-            stamp = Stamp.of(file)
+            stamp = Stamp.of(os.fstat(file.fileno()))
             begin = file.read(len(MAGIC))
             if begin != MAGIC:
                 raise ModelError(

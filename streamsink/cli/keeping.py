@@ -44,6 +44,7 @@ class Keeping:
         self._chat = chat
         # File and lock are one value, so that nothing can come between their change.
         self._kept = kept
+        self._seen = kept.found if kept else None
 
     def let_go(self) -> None:
         """Let others have the file."""
@@ -56,13 +57,22 @@ class Keeping:
         Raises
         ------
         SessionError
-            It cannot be written, or somebody else has taken it since its lock was removed.
+            It cannot be written, or somebody else has taken it since its lock was removed; or it
+            is written, and what somebody else wrote into it is set aside.
         """
         if self._kept is None:
             return None
-        self._kept = self._kept.renew()
-        self._chat.save(self._kept.path, self.sampling)
-        return self._kept.path
+        self._kept = kept = self._kept.renew()
+        # A program that asks for no lock, or another machine: not every file system tells it.
+        others = kept.set_aside() if kept.stamp() not in (None, self._seen) else None
+        self._chat.save(kept.path, self.sampling)
+        self._seen = kept.stamp()
+        if others:
+            raise SessionError(
+                f"the session {kept.path} was written by somebody else meanwhile: that is kept as "
+                f"{shelf.name_of(others)}, and this conversation is saved"
+            )
+        return kept.path
 
     def save_as(self, path: Path) -> str:
         """Save into a file; the first is kept from then on, others are copies.
@@ -86,7 +96,7 @@ class Keeping:
             aside = None if self._may_overwrite(taken.path) else taken.set_aside()
             self._chat.save(taken.path, self.sampling)
             if self._kept is None:
-                self._kept = taken
+                self._kept, self._seen = taken, taken.stamp()
         finally:
             if self._kept is not taken:
                 taken.release()
@@ -114,9 +124,10 @@ class Keeping:
             try:
                 if taken is not self._kept:
                     self.save()
+                seen = taken.stamp()
                 with session.SessionFile(taken.path) as file:
                     self._chat.restore(file.session, file.cells())
-                self._kept, taken = taken, self._kept or taken
+                self._kept, self._seen, taken = taken, seen, self._kept or taken
             finally:
                 if taken is not self._kept:  # the one before, or the one that could not be loaded
                     taken.release()

@@ -87,6 +87,7 @@ def export(
     """Write a session's whole conversation, the forgotten turns included; in Markdown or JSON."""
     from streamsink.atomic import write_text
     from streamsink.session import export as forms
+    from streamsink.session import is_archive
     from streamsink.session.shelf import SUFFIX
 
     path, found = _read(name)
@@ -94,8 +95,8 @@ def export(
     if out is None:
         typer.echo(text, nl=False)
         return
-    if os.path.exists(out) and os.path.samefile(out, path):
-        raise UsageError(f"--out {out} is the session itself: give another file")
+    if is_archive(out):
+        raise UsageError(f"--out {out} is a session, or another archive: give another file")
     try:
         write_text(out, text)
     except OSError as error:

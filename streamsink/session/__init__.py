@@ -6,6 +6,6 @@ into text. `streamsink.Model.restore` makes a stream of one again.
 
 from __future__ import annotations
 
-from streamsink.session.file import Session, SessionFile, read, read_cells, write
+from streamsink.session.file import Session, SessionFile, is_archive, read, read_cells, write
 
-__all__ = ["Session", "SessionFile", "read", "read_cells", "write"]
+__all__ = ["Session", "SessionFile", "is_archive", "read", "read_cells", "write"]

@@ -28,6 +28,7 @@ from streamsink.snapshot import CellKind, Snapshot, Talk
 VERSION = 1
 RECORD, CELLS = "session.json", "cells.bin"
 OWNER_ONLY = 0o600
+_ARCHIVE = b"PK"
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +168,15 @@ def read(path: Path) -> Session:
     """Read a session file without its cells; see `SessionFile`."""
     with SessionFile(path) as file:
         return file.session
+
+
+def is_archive(path: Path) -> bool:
+    """Whether a file begins as sessions do, also those that are damaged."""
+    try:
+        with open_regular(path) as file:
+            return file.read(len(_ARCHIVE)) == _ARCHIVE
+    except OSError:
+        return False
 
 
 def read_cells(path: Path) -> memoryview | None:

@@ -14,10 +14,11 @@ from pathlib import Path
 
 from streamsink.atomic import clear_away
 from streamsink.errors import SessionError, UsageError
+from streamsink.fingerprint import Stamp
 from streamsink.lock import Lock
 from streamsink.registry import models_dir
 from streamsink.regular import open_regular, require_replaceable
-from streamsink.session.file import OWNER_ONLY
+from streamsink.session.file import OWNER_ONLY, is_archive
 
 SUFFIX = ".session"
 LONGEST = 200
@@ -38,9 +39,12 @@ class Kept:
     ----------
     path : Path
         The file itself, links followed.
+    found : Stamp or None
+        What was there when it was taken.
     """
 
     path: Path
+    found: Stamp | None
     _lock: Lock
 
     def is_at(self, path: Path) -> bool:
@@ -59,6 +63,10 @@ class Kept:
             return self
         self.release()
         return take(self.path)
+
+    def stamp(self) -> Stamp | None:
+        """What is there now: another stamp means that somebody has written it; None, no file."""
+        return _stamp(self.path)
 
     def set_aside(self) -> Path | None:
         """Keep what is in the file under a name of its own, before something else is written.
@@ -125,7 +133,7 @@ def locate(name: str) -> Path:
             f"{name[:40]!r} cannot be the name of a session: {why}; take another, or give a file "
             "with its folder (./talk)"
         )
-    if not _ONCE_A_NAME.fullmatch(name) and _was_saved(Path(name)):
+    if not _ONCE_A_NAME.fullmatch(name) and is_archive(Path(name)):
         raise UsageError(
             f"there is no session {name}, but a file of that name in this folder: "
             f"./{name} is that file; take another name for a new session"
@@ -172,7 +180,14 @@ def take(path: Path) -> Kept:
             f"the session {path} cannot be kept there: {error.strerror or error}"
         ) from None
     clear_away(target)
-    return Kept(target, lock)
+    return Kept(target, _stamp(target), lock)
+
+
+def _stamp(path: Path) -> Stamp | None:
+    try:
+        return Stamp.of(path.stat())
+    except OSError:
+        return None
 
 
 def _lock_of(target: Path) -> Path:
@@ -192,15 +207,6 @@ def _unfit(name: str) -> str:
     if len(name.encode()) > LONGEST:
         return f"it is longer than {LONGEST} bytes"
     return ""
-
-
-def _was_saved(path: Path) -> bool:
-    """Whether a file is an archive, as sessions are."""
-    try:
-        with open_regular(path) as file:
-            return file.read(2) == b"PK"
-    except OSError:
-        return False
 
 
 def _copy(source: Path, target: Path) -> None:
