@@ -9,8 +9,11 @@ from typing import TypeAlias
 
 import pytest
 
+from streamsink.chat import Chat
 from streamsink.model import Model
 from streamsink.native.weights import Weights
+from streamsink.policy import SinkPolicy
+from streamsink.template import ChatTemplate
 from tests.tiny_gguf import TinyModel
 
 
@@ -74,3 +77,23 @@ def run(environment: dict[str, str]) -> Run:
         )
 
     return call
+
+
+@pytest.fixture
+def at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home and a current folder of its own."""
+    monkeypatch.setenv("STREAMSINK_HOME", str(tmp_path / "home"))
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    return here
+
+
+@pytest.fixture
+def chat(model: Model) -> Iterator[Chat]:
+    """A chat with the model in `tiny_path`."""
+    with model.stream(SinkPolicy(4, 1), 128, "f32", "f32") as stream:
+        yield Chat(
+            stream,
+            ChatTemplate("{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}", {}),
+        )
