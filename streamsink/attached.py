@@ -52,6 +52,12 @@ def attach(
     From here on a prompt may be of any length, and ``max_tokens=None`` goes on until the model
     ends. The object's cache, of one sequence, is streamed in by rotation; what it held is dropped.
 
+    What of a prompt is in the cache already is not evaluated again, as long as the model then sees
+    what it would see had all of it been: the whole of a prompt that fits, whatever was said in
+    between. A longer one goes on where nothing but the last answer is read in anew, which is how a
+    conversation grows; one that was edited further back, or has become shorter, is evaluated from
+    the beginning.
+
     Parameters
     ----------
     llama : Llama
@@ -160,11 +166,11 @@ class _Endless(Llama):  # type: ignore[misc]
 
     def _go_to(self, tokens: list[int], *, afresh: bool) -> None:
         """Have the stream hold these tokens, of which it may hold the first already."""
-        if self._streamsink.stats.index != self.n_tokens:
-            self.reset()  # fed from elsewhere, or a decode has failed
         held = _n_alike(self._input_ids, tokens) if afresh else self.n_tokens
-        if held < self.n_tokens and not self._go_back(held, len(tokens)):
-            held = self._begin_anew(tokens, held)
+        # Fed from elsewhere, or a decode has failed.
+        is_other = self._streamsink.stats.index != self.n_tokens
+        if is_other or (held < self.n_tokens and not self._go_back(held, len(tokens))):
+            held = self._begin_anew(tokens[:held] if afresh else [])
         rest = tokens[held:] if afresh else tokens
         if rest:
             self.eval(rest)
@@ -172,18 +178,19 @@ class _Endless(Llama):  # type: ignore[misc]
             self._n_prompt = self.n_tokens
             self._streamsink.logits()
 
-    def _begin_anew(self, tokens: list[int], held: int) -> int:
+    def _begin_anew(self, held: list[int]) -> int:
         """Forget everything; return how many tokens of the prompt are read in again already.
 
-        They are those that were pinned as the whole first prompt, if this one begins with them.
+        They are those that were pinned as the whole first prompt, if they are among the ``held``,
+        with which this prompt begins.
         """
         stream = self._streamsink
         n_pinned = stream.stats.pinned if stream.policy.n_keep == -1 else 0
         self.reset()
-        n_first = n_pinned if n_pinned <= held else 0
-        if n_first:
-            self.eval(tokens[:n_first])
-        return n_first
+        if not 0 < n_pinned <= len(held):
+            return 0
+        self.eval(held[:n_pinned])
+        return n_pinned
 
     def _go_back(self, held: int, n_prompt: int) -> bool:
         """Take back what comes after the first tokens, if it may then go on with a prompt.

@@ -431,6 +431,23 @@ def test_what_cannot_be_attached(tiny_path: Path, llama: Llama) -> None:
         llama.set_cache(LlamaRAMCache())
 
 
+def test_the_first_prompt_stays_pinned_whatever_happens(llama: Llama) -> None:
+    """A conversation that was interrupted, or edited, may be longer than what can be pinned."""
+    stream = streamsink.attach(llama, SinkPolicy(-1, 1))
+    first = some_tokens(40, 50)
+    answer(llama, first, 5)
+    longer = [*first, *some_tokens(41, 300)]
+    answer(llama, longer, 5)
+    stream.feed([9])  # from elsewhere
+    answer(llama, longer, 5)
+    assert stream.stats.pinned == 50
+    answer(llama, [*longer[:200], *some_tokens(42, 200)], 5)
+    assert stream.stats.sees[0] == (0, 50)
+    answer(llama, some_tokens(43, 70), 5)
+    stream.feed(some_tokens(44, 300))
+    assert stream.stats.pinned == 70
+
+
 def test_a_long_prompt_that_was_edited_is_read_anew(tiny_path: Path, llama: Llama) -> None:
     """Though at its end the same would be visible: what is there would have seen less."""
     policy = SinkPolicy(4, 1)
