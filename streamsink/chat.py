@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from streamsink.answer import Answer, Past, past
+from streamsink.backend import Logits
 from streamsink.errors import CacheError, UsageError
 from streamsink.records import Restored, Step
 from streamsink.remains import Memory, what_is_left
@@ -333,7 +334,9 @@ class Chat:
 
     # -- another day ----------------------------------------------------------------------------
 
-    def restore(self, saved: Session, cells: memoryview | None) -> Restored:
+    def restore(
+        self, saved: Session, cells: memoryview | None, logits: Logits | None = None
+    ) -> Restored:
         """Go on with a session on the same stream; see `Stream.restore`.
 
         Raises
@@ -346,7 +349,7 @@ class Chat:
         talk = saved.talk or Talk(system=self.system, template=self._template.source)
         template = self._template.other(talk.template)
         with self.stream.transaction():
-            restored = self.stream.restore(saved.stream, saved.kind, cells)
+            restored = self.stream.restore(saved.stream, saved.kind, cells, logits=logits)
             self._go_on(talk, template)
         return restored
 

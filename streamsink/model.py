@@ -110,16 +110,17 @@ class Model(Closing):
 
     @property
     def special_texts(self) -> dict[str, str]:
-        """Texts of special tokens by the names that chat templates have for them.
-
-        BOS and EOS are '' where there is none, others are left out.
-        """
+        """Texts of BOS and EOS, as chat templates want them; '' where there is none."""
         vocabulary = self._weights.vocabulary
-        texts = {
-            name: vocabulary.piece(token, special=True).decode("utf-8", "replace")
-            for name, token in vocabulary.named_tokens.items()
+        return {
+            name: ""
+            if token is None
+            else vocabulary.piece(token, special=True).decode("utf-8", "replace")
+            for name, token in (
+                ("bos_token", vocabulary.bos_token),
+                ("eos_token", vocabulary.eos_token),
+            )
         }
-        return {"bos_token": "", "eos_token": "", **texts}
 
     def cell_bytes(self, cache_type_k: str = "f16", cache_type_v: str = "f16") -> float:
         """Bytes that one token takes in a cache of these types (all layers; an upper estimate)."""
@@ -227,25 +228,24 @@ class Model(Closing):
         UsageError, CapabilityError, MemoryBudgetError, DecodeError, CacheError
             As for `stream`, and for evaluating the tokens.
         """
-        path = Path(path)
-        saved = session.read(path)
-        kind, snapshot = saved.kind, saved.stream
-        before = {
-            name: getattr(kind, name)
-            for name in ("cache_type_k", "cache_type_v", "rope_scaling", "rope_scale")
-        }
-        with ThreadPoolExecutor(1) as beside:  # the disk and the checksum, while memory is taken
-            reading = beside.submit(session.read_cells, path)
-            stream = self.stream(
-                policy or snapshot.policy,
-                n_ctx or snapshot.n_ctx,
-                **{**before, **settings},
-                on_evict=on_evict,
-                on_event=on_event,
-            )
+        with session.SessionFile(Path(path)) as file:
+            kind, snapshot = file.session.kind, file.session.stream
+            before = {
+                name: getattr(kind, name)
+                for name in ("cache_type_k", "cache_type_v", "rope_scaling", "rope_scale")
+            }
+            with ThreadPoolExecutor(1) as beside:  # disk and checksum, while memory is taken
+                reading = beside.submit(lambda: (file.cells(), file.logits()))
+                stream = self.stream(
+                    policy or snapshot.policy,
+                    snapshot.n_ctx if n_ctx is None else n_ctx,
+                    **{**before, **settings},
+                    on_evict=on_evict,
+                    on_event=on_event,
+                )
         try:
-            logits = session.read_logits(path)
-            stream.restore(snapshot, kind, reading.result(), policy, logits)
+            cells, logits = reading.result()
+            stream.restore(snapshot, kind, cells, policy, logits)
         except BaseException:
             stream.close()
             raise

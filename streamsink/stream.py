@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import operator
 import os
+import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, MutableSet, Sequence
@@ -359,6 +360,9 @@ class Stream(Closing):
         what was evicted earlier. Signals wait until the end of the block or between two decodes.
         Other threads are told that the stream is busy, and a generation goes on after the block.
         """
+        if self._door.guest == threading.get_ident():  # within another one, it is a part of that
+            yield
+            return
         with self._alone, self._door.left_open():
             before, n_news = self._snapshot(), len(self._news)
             backend = self._cache.backend

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from contextlib import ExitStack
 from dataclasses import replace
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from streamsink.model import Model
     from streamsink.records import Event
     from streamsink.session import Session
+    from streamsink.session.shelf import Kept
     from streamsink.snapshot import Talk
     from streamsink.template import ChatTemplate
 
@@ -53,7 +55,8 @@ def chat(
         typer.Option(
             metavar="NAME|FILE",
             help="Save after every turn; if it is there, go on where it was left, under its own "
-            "settings but for those given here.",
+            "settings but for those given here. A word is a name (`streamsink sessions`); a file "
+            "has a folder (./talk) or ends in .session.",
         ),
     ] = None,
     *,
@@ -73,7 +76,7 @@ def chat(
         raise UsageError(f"--max-tokens {max_tokens} is not possible: 1 or more")
     prompt = read_text("system-file", system_file) if system_file else system
     with ExitStack() as held:
-        path, saved = _session(session, held) if session is not None else (None, None)
+        kept, saved = _session(session, held) if session is not None else (None, None)
         if saved:
             model = model or _its_model(saved)
         sampling = sample.sampling(saved.talk.sampling if saved and saved.talk else None)
@@ -89,7 +92,7 @@ def chat(
             cache,
             log,
             chat=True,
-            session=path if saved else None,
+            session=kept.path if kept and saved else None,
             hears=lambda event: cuts.append(event) if event.cut else None,
         ) as (loaded, stream):
             from streamsink.chat import Chat
@@ -104,29 +107,30 @@ def chat(
                 sampling,
                 max_tokens,
                 cuts,
-                path,
-                held,
+                kept,
             )
+            held.callback(conversation.let_go)
             if talk and prompt is not None and prompt != talk.system:
-                conversation.change_system(prompt)
+                n_evaluated = conversation.change_system(prompt)
+                typer.echo(f"system prompt changed, {n_evaluated} tokens evaluated", err=True)
             if sys.stdin.isatty():
                 conversation.interactive(f"{loaded.path.name} · {loaded.description}")
             else:
                 conversation.piped()
 
 
-def _session(name: str, held: ExitStack) -> tuple[Path, Session | None]:
+def _session(name: str, held: ExitStack) -> tuple[Kept, Session | None]:
     """Hold the session file, and read it if it is there."""
     from streamsink import session
     from streamsink.session import shelf
 
-    path = shelf.locate(name)
-    held.enter_context(shelf.held(path))
-    return path, session.read(path) if path.exists() else None
+    kept = shelf.take(shelf.locate(name))
+    held.callback(kept.release)
+    return kept, session.read(kept.path) if os.path.exists(kept.path) else None
 
 
 def _its_model(saved: Session) -> str:
-    if not Path(saved.kind.path).is_file():
+    if not os.path.isfile(saved.kind.path):
         raise UsageError(
             f"the session's model {saved.kind.path} is not there any more: name the model, "
             "streamsink chat MODEL --session …"
@@ -141,7 +145,7 @@ def _template(asked: str | None, model: Model, talk: Talk | None) -> ChatTemplat
 
     source = asked or (talk.template if talk else model.chat_template)
     if asked and not is_name(asked):
-        if not Path(asked).exists():
+        if not os.path.exists(asked):
             raise UsageError(
                 f"--chat-template {asked} is neither a file nor a template of llama.cpp: "
                 f"{', '.join(templates.names())}"
