@@ -103,6 +103,8 @@ def find(
         # then a mark amid them tells, and they stand as they are.
         half = len(words) // 2
         span = _amid(text, marked(words[:half] + head + words[half:]), head, words, half)
+        if span and _copied(words, text[: span.start] + "\0" + text[span.stop :], marked(head)):
+            raise Lost("it writes a part of the words twice")
     if span is None:
         # Or it may look at how many they are: others of the same lengths tell.
         masked = _MASKED.sub(lambda found: _mask(found.group()), words)
@@ -133,6 +135,15 @@ def _amid(text: str, marked: str, mark: str, words: str, half: int) -> Span | No
             if before.endswith(left) and after.startswith(right):
                 return Span(len(before) - len(left), len(before) + len(right))
     return None
+
+
+def _copied(words: str, around: str, otherwise: str) -> bool:
+    """Whether some of what may be a control token stands around the words too, by these words."""
+    return any(
+        around.count(piece) > otherwise.count(piece)
+        for piece in {words[at : at + 4] for at in range(max(1, len(words) - 3))}
+        if _BRACKETS.search(piece)
+    )
 
 
 def _instead(text: str, marked: str, mask: str, words: str) -> Span | None:
@@ -170,6 +181,7 @@ def stand_ins(texts: Iterable[str] = ()) -> Iterator[str]:
             yield word
 
 
+_BRACKETS = re.compile(r"[<>\[\]|｜]")
 _MASKED = re.compile(r"\S+")
 _DIGITS = str.maketrans("01234567", "23456789")
 
