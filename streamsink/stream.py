@@ -814,6 +814,8 @@ class Stream(Closing):
         if not ignore_eos and self._vocabulary.ends_generation(token):
             finish = "eos"
         piece = b"" if finish else self._vocabulary.piece(token)
+        if finish is None and sampler.stuck:
+            finish = "grammar"
         if finish is None and last:
             finish = "length"
         fresh = text.push(piece, final=finish is not None)

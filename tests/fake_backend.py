@@ -74,6 +74,7 @@ class FakeSampler:
 
     def __init__(self) -> None:
         self.closed = False
+        self.stuck = False
 
     def close(self) -> None:
         self.closed = True
