@@ -9,6 +9,7 @@ accept_token). All else is left to llama.cpp itself, see `streamsink.native.gram
 from __future__ import annotations
 
 import re
+import sys
 from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from graphlib import CycleError, TopologicalSorter
@@ -50,6 +51,7 @@ _LEXEME = re.compile(
     """,
     re.VERBOSE | re.DOTALL,
 )
+_LONG_ESCAPE = re.compile(r"\\(?:U([0-9A-Fa-f]{8})|.)", re.DOTALL)
 _BEYOND = r"\U00110000-\U003FFFFF"
 _MOST_BY_SIGN: dict[str, tuple[int, int | None]] = {"*": (0, None), "+": (1, None), "?": (0, 1)}
 
@@ -85,10 +87,18 @@ def bounded(text: str) -> str:
 
     llama.cpp also takes byte sequences of numbers beyond U+10FFFF for characters, which ``[^a]``
     would match; no text can be made of them.
+
+    Raises
+    ------
+    UsageError
+        A character beyond is asked for.
     """
 
     def kept(found: re.Match[str]) -> str:
         lexeme = found.group()
+        for escape in _LONG_ESCAPE.finditer(lexeme):
+            if escape[1] and int(escape[1], 16) > sys.maxunicode:
+                raise _no(f"{escape[0]} is no character")
         if lexeme == ".":
             return f"[^{_BEYOND}]"
         if lexeme.startswith("[^") and lexeme != "[^]":
