@@ -191,13 +191,24 @@ class Backend(Protocol):
     def logits(self) -> Logits:
         """Rows of the last decode, shape (n_rows, n_vocab). A view, good until the next decode."""
 
+    def check_sampling(self, sampling: Sampling) -> None:
+        """Look whether a chain can be built: for a new grammar that takes seconds.
+
+        It touches nothing of the context, so it needs no lock and may be interrupted.
+
+        Raises
+        ------
+        UsageError
+            The grammar cannot be read, or admits nothing to begin with.
+        """
+
     def sampler(self, sampling: Sampling, recent: Sequence[int]) -> Sampler:
         """Build a chain; ``recent`` tokens count for its repetition penalties.
 
         Raises
         ------
         UsageError
-            Its grammar cannot be read, or admits nothing to begin with.
+            As for `check_sampling`.
         """
 
     def sample(self, sampler: Sampler, index: int) -> int:

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import weakref
 from collections.abc import Callable
 from functools import partial
@@ -52,6 +53,7 @@ SURVEYOR = "streamsink.native.survey"
 _FOLDERS = re.compile(r"\S*[/\\](?=[\w.-]+:\d+:)")
 
 DYING_SECONDS = 10.0
+SLICE_SECONDS = 0.1
 
 
 class Died(Exception):
@@ -169,15 +171,20 @@ class _Process:
     def ask(self, request: Answer, *, seconds: float) -> Answer:
         """Let it answer, or raise `Died`."""
         self._requests.put(json.dumps(request).encode() + b"\n")
-        try:
-            line = self._answers.get(timeout=seconds)
-        except queue.Empty:
-            raise Died(f"no answer within {seconds:.0f} s") from None
+        line = self._wait(seconds)
         try:
             answer: Answer = json.loads(line)
         except ValueError:
             raise Died(self._cause_of_death()) from None
         return answer
+
+    def _wait(self, seconds: float) -> bytes:
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            # In slices: a signal that another thread received does not end a wait.
+            with contextlib.suppress(queue.Empty):
+                return self._answers.get(timeout=min(left, SLICE_SECONDS))
+        raise Died(f"no answer within {seconds:.0f} s")
 
     def _cause_of_death(self) -> str:
         try:

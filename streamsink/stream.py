@@ -770,6 +770,7 @@ class Stream(Closing):
     def _generate(
         self, max_tokens: int | None, text: TextStream, sampling: Sampling, ignore_eos: bool
     ) -> Iterator[Step]:
+        self._cache.backend.check_sampling(sampling)  # it may take seconds, and Ctrl-C acts there
         with self._alone:
             if self._is_empty:
                 if self._vocabulary.bos is None:

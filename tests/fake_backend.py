@@ -192,6 +192,9 @@ class FakeBackend:
         self._alive()
         return np.stack([logits_of(value) for value in self._rows])
 
+    def check_sampling(self, sampling: Sampling) -> None:
+        pass
+
     def sampler(self, sampling: Sampling, recent: Sequence[int]) -> FakeSampler:
         self._alive()
         return FakeSampler()

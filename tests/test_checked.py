@@ -104,6 +104,6 @@ def test_what_a_model_is_opened_with(model: Model) -> None:
     for n_ctx in NO_WHOLES[:-6]:
         if n_ctx is not None:
             with pytest.raises(UsageError, match="--ctx"):
-                model.stream(n_ctx=n_ctx)  # type: ignore[arg-type]
+                model.stream(n_ctx=n_ctx)
     with model.stream(SinkPolicy(np.int64(4)), n_ctx=np.int64(64)) as stream:  # type: ignore[arg-type]
         assert type(stream.n_ctx) is int

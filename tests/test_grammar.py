@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import sys
 import threading
 import time
@@ -194,6 +195,16 @@ def test_nothing_is_printed(
         with contextlib.suppress(UsageError):
             follow(stream, grammar)
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.usefixtures("ctrl_c_interrupts")
+def test_the_trial_can_be_interrupted(stream: Stream) -> None:
+    threading.Timer(0.4, lambda: signal.raise_signal(signal.SIGINT)).start()
+    begun = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        follow(stream, 'root ::= "a" root "x" | "a" root "y" | "a"')
+    assert time.monotonic() - begun < 3
+    assert said(follow(stream, 'root ::= "yes"')) == ("yes", "eos")
 
 
 def test_a_grammar_is_tried_once(stream: Stream, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,7 @@ from streamsink.errors import (
     UsageError,
 )
 from streamsink.memory import available_bytes, gib
-from streamsink.native import probe
+from streamsink.native import grammar, probe
 from streamsink.native.library import Said, hearing
 from streamsink.native.params import context_params, flash_of, n_lanes_of
 from streamsink.native.sampler import NativeSampler
@@ -262,6 +262,11 @@ class NativeContext:
         """Rows of the last decode, shape (n_rows, n_vocab). A view, good until the next decode."""
         pointer = llama.llama_get_logits(self._handle)
         return np.ctypeslib.as_array(pointer, (self._n_rows, self.vocabulary.n_tokens))
+
+    def check_sampling(self, sampling: Sampling) -> None:
+        """Try the grammar, if there is one, in a process of its own; see `grammar.checked`."""
+        if sampling.grammar is not None:
+            grammar.checked(sampling.grammar, self._weights.path)
 
     def sampler(self, sampling: Sampling, recent: Sequence[int]) -> NativeSampler:
         """Build a chain; ``recent`` tokens count for its repetition penalties."""
