@@ -24,8 +24,9 @@ LOADING_SECONDS = 60.0
 SECONDS = 5.0
 """How long the check of a grammar may take."""
 MOST_MEMORY = 2 * 2**30
-SLOWEST = 2.0
-"""Seconds of computing time that a token may take to be followed."""
+SLOWEST, SLOWER = 2.0, 10.0
+"""Seconds of computing time that a token may take to be followed, or how many times as long as the
+beginning took."""
 
 CANDIDATE = np.dtype(llama.llama_token_data)
 """llama.h: llama_token_data, the fields ``id``, ``logit`` and ``p``."""
@@ -106,12 +107,14 @@ class Grammar:
                 vocabulary.handle, text.encode(), start.encode()
             )
         if not sampler:
-            raise UsageError(f"the grammar is not GBNF: llama.cpp says {said.reason}")
+            raise UsageError(f"llama.cpp cannot read the grammar: {said.reason}")
         self._sampler = sampler
         self._free: Callable[[], object] = weakref.finalize(self, llama.llama_sampler_free, sampler)
         tokens = range(vocabulary.n_tokens) if only is None else only
         self._looked_at = np.array(tokens, np.int32)
+        start = time.thread_time()
         self.admitted = self._following()
+        self._patience = max(SLOWEST, SLOWER * (time.thread_time() - start))
 
     def accept(self, token: int) -> None:
         """Go on behind a token that is admitted.
@@ -123,7 +126,7 @@ class Grammar:
         llama.llama_sampler_accept(self._sampler, token)
         if not self._vocabulary.ends_generation(token):
             self.admitted = self._following()
-            if time.thread_time() - start > SLOWEST:
+            if time.thread_time() - start > self._patience:
                 self.admitted = self.admitted[:0]
 
     def _following(self) -> NDArray[np.int32]:
@@ -137,7 +140,7 @@ class Grammar:
 
 
 def checked(text: str, path: Path) -> str:
-    """A grammar that does not harm; each is tried once in a process of its own.
+    """The grammar, `bounded`, if it does no harm; each is tried once in a process of its own.
 
     Parameters
     ----------
@@ -161,11 +164,13 @@ def checked(text: str, path: Path) -> str:
         raise UsageError(f"the grammar has {n_bytes:,} bytes: {MOST_BYTES:,} are possible")
     if "\0" in text:
         raise UsageError("the grammar holds a character 0, where llama.cpp would stop reading")
-    return _tried(bounded(text), path)
+    kept = bounded(text)
+    _try(text, path)
+    return kept
 
 
 @lru_cache(maxsize=64)
-def _tried(text: str, path: Path) -> str:
+def _try(text: str, path: Path) -> None:
     try:
         with Child(CHECKER, n_bytes=MOST_MEMORY) as child:
             child.ask({"path": str(path)}, seconds=LOADING_SECONDS)
@@ -174,4 +179,3 @@ def _tried(text: str, path: Path) -> str:
         raise UsageError(
             f"the grammar is too large, too deep or too ambiguous for llama.cpp ({death})"
         ) from None
-    return text

@@ -30,6 +30,7 @@ STACK_BYTES = 2**19
 BUDGET = 2.0
 """Seconds of computing time after which rules are left untried."""
 N_STEPS = 48
+MOST_SHOWN = 160
 N_STARTS = 8
 
 _loaded: list[NativeVocabulary] = []
@@ -59,10 +60,15 @@ def _try(vocabulary: NativeVocabulary, text: str) -> None:
     rules = gbnf.check(text)
     with _printed() as lines:
         try:
-            root = Grammar(vocabulary, text)
+            Grammar(vocabulary, text)
         except UsageError as error:
             # The parser prints what it stopped at, and logs only that it failed.
-            raise UsageError(f"{error}; {' '.join(lines())[:300]}".rstrip("; ")) from None
+            why = " ".join(lines()).partition("error parsing grammar: ")[2]
+            raise UsageError(
+                f"the grammar is not GBNF: {why[:MOST_SHOWN]}" if why else str(error)
+            ) from None
+    text = gbnf.bounded(text)
+    root = Grammar(vocabulary, text)
     if not root.admitted.size:
         raise UsageError("the grammar admits no token of this model to begin with")
     single = sorted(
