@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from streamsink import gbnf
-from streamsink.errors import LogitsError, UsageError
+from streamsink.errors import LogitsError, ModelError, UsageError
 from streamsink.model import Model
 from streamsink.native import grammar as native_grammar
 from streamsink.native.grammar import Grammar
@@ -208,12 +208,16 @@ def test_the_trial_can_be_interrupted(stream: Stream) -> None:
 
 
 def test_a_grammar_is_tried_once(stream: Stream, monkeypatch: pytest.MonkeyPatch) -> None:
-    grammar = 'root ::= "once" | "only"'
-    follow(stream, grammar)
+    good, bad = 'root ::= "once" | "only"', 'root ::= "once" | only'
+    follow(stream, good)
+    with pytest.raises(UsageError, match="names only"):
+        follow(stream, bad)
     monkeypatch.setattr(native_grammar, "CHECKER", "no such module")
-    follow(stream, grammar)
-    with pytest.raises(UsageError):
-        follow(stream, grammar + " ")
+    follow(stream, good)
+    with pytest.raises(UsageError, match="names only"):
+        follow(stream, bad)
+    with pytest.raises(ModelError, match="cannot be tried"):
+        follow(stream, good + " ")
 
 
 def test_a_vocabulary_without_an_end(model: Model) -> None:
@@ -289,7 +293,7 @@ def test_threads_with_grammars_say_what_each_says_alone(model: Model) -> None:
             return [said(follow(stream, GRAMMARS[at], 30, seed))[0] for seed in range(6)]
 
     alone = [texts(at) for at in range(len(GRAMMARS))]
-    native_grammar._try.cache_clear()
+    native_grammar._verdict.cache_clear()
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-5)
     try:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamsink.child import Child, Died
-from streamsink.errors import UsageError
+from streamsink.errors import ModelError, UsageError
 from streamsink.gbnf import MOST_BYTES, bounded
 from streamsink.native.library import hearing
 from streamsink.native.vocabulary import NativeVocabulary
@@ -112,9 +112,9 @@ class Grammar:
         self._free: Callable[[], object] = weakref.finalize(self, llama.llama_sampler_free, sampler)
         tokens = range(vocabulary.n_tokens) if only is None else only
         self._looked_at = np.array(tokens, np.int32)
-        start = time.thread_time()
+        begun = time.thread_time()
         self.admitted = self._following()
-        self._patience = max(SLOWEST, SLOWER * (time.thread_time() - start))
+        self._patience = max(SLOWEST, SLOWER * (time.thread_time() - begun))
 
     def accept(self, token: int) -> None:
         """Go on behind a token that is admitted.
@@ -122,11 +122,11 @@ class Grammar:
         A grammar that is too ambiguous for its text takes longer with every token; the text ends
         before that is felt as a hang.
         """
-        start = time.thread_time()
+        begun = time.thread_time()
         llama.llama_sampler_accept(self._sampler, token)
         if not self._vocabulary.ends_generation(token):
             self.admitted = self._following()
-            if time.thread_time() - start > self._patience:
+            if time.thread_time() - begun > self._patience:
                 self.admitted = self.admitted[:0]
 
     def _following(self) -> NDArray[np.int32]:
@@ -153,6 +153,8 @@ def checked(text: str, path: Path) -> str:
     ------
     UsageError
         It is not GBNF, too large or too ambiguous, or admits no token of the vocabulary.
+    ModelError
+        The file's vocabulary cannot be read any more.
     """
     if not text.strip():
         raise UsageError("the grammar is empty: give GBNF with a rule named root")
@@ -165,17 +167,25 @@ def checked(text: str, path: Path) -> str:
     if "\0" in text:
         raise UsageError("the grammar holds a character 0, where llama.cpp would stop reading")
     kept = bounded(text)
-    _try(text, path)
+    if why := _verdict(text, path):
+        raise UsageError(why)
     return kept
 
 
-@lru_cache(maxsize=64)
-def _try(text: str, path: Path) -> None:
+@lru_cache(maxsize=128)
+def _verdict(text: str, path: Path) -> str:
+    """Why a grammar is refused; '' where it is not. A child's death is no verdict to be kept."""
     try:
         with Child(CHECKER, n_bytes=MOST_MEMORY) as child:
             child.ask({"path": str(path)}, seconds=LOADING_SECONDS)
-            child.ask({"grammar": text}, seconds=SECONDS)
+            try:
+                child.ask({"grammar": text}, seconds=SECONDS)
+            except UsageError as error:
+                return str(error)
+            except Died as death:
+                raise UsageError(
+                    f"the grammar is too large, too deep or too ambiguous for llama.cpp ({death})"
+                ) from None
     except Died as death:
-        raise UsageError(
-            f"the grammar is too large, too deep or too ambiguous for llama.cpp ({death})"
-        ) from None
+        raise ModelError(f"the grammar cannot be tried: {death}") from None
+    return ""
