@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import sys
 import threading
@@ -292,6 +293,7 @@ def test_threads_with_grammars_say_what_each_says_alone(model: Model) -> None:
             stream.feed(f"Number {at}")
             return [said(follow(stream, GRAMMARS[at], 30, seed))[0] for seed in range(6)]
 
+    stderr = os.fstat(2)
     alone = [texts(at) for at in range(len(GRAMMARS))]
     native_grammar._verdict.cache_clear()
     before = sys.getswitchinterval()
@@ -301,7 +303,7 @@ def test_threads_with_grammars_say_what_each_says_alone(model: Model) -> None:
             assert list(pool.map(texts, range(len(GRAMMARS)))) == alone
     finally:
         sys.setswitchinterval(before)
-    assert threading.active_count() < 20
+    assert os.path.samestat(os.fstat(2), stderr)
 
 
 def test_threads_with_bad_grammars_each_get_their_own_reason(model: Model) -> None:
