@@ -23,7 +23,7 @@ CHECKER = "streamsink.native.grammar_trial"
 LOADING_SECONDS = 60.0
 SECONDS = 5.0
 """How long the check of a grammar may take."""
-MOST_MEMORY = 2 * 2**30
+MOST_MEMORY = 2**30
 SLOWEST, SLOWER = 2.0, 10.0
 """Seconds of computing time that a token may take to be followed, or how many times as long as the
 beginning took."""
