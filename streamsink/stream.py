@@ -943,6 +943,7 @@ class Stream(Closing):
         ends: Collection[int],
         record: list[Step] | None,
     ) -> Iterator[Step]:
+        self._cache.backend.check_sampling(sampling)  # it may take seconds, and Ctrl-C acts there
         with self._alone:
             if self._is_empty:
                 if self._vocabulary.bos is None:
@@ -998,6 +999,8 @@ class Stream(Closing):
         if not ignore_eos and (token in ends or self._vocabulary.ends_generation(token)):
             finish = "eos"
         piece = b"" if finish else self._vocabulary.piece(token)
+        if finish is None and sampler.stuck:
+            finish = "grammar"
         if finish is None and last:
             finish = "length"
         # A character that has only begun is left to what may come next.

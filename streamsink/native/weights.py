@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+import os
 import weakref
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ import llama_cpp.llama_cpp as llama
 from streamsink.errors import ClosedError, ModelError
 from streamsink.fingerprint import Fingerprint
 from streamsink.header import Header, read_header
-from streamsink.native.library import forget_errors, hearing, last_error
+from streamsink.native.library import hearing
 from streamsink.native.params import model_params
 from streamsink.native.traits import TOLD, read_traits
 from streamsink.native.vocabulary import NativeVocabulary
@@ -70,15 +71,15 @@ class Weights:
         names = header.tensor_names()
         params = model_params(n_gpu_layers)
         self.offloads = params.n_gpu_layers > 0
-        forget_errors()
-        with hearing(TOLD) as lines:
-            handle = llama.llama_model_load_from_file(str(path).encode(), params)
+        with hearing(TOLD) as said:
+            handle = llama.llama_model_load_from_file(os.fsencode(path), params)
+            if handle:
+                self._free = weakref.finalize(self, llama.llama_model_free, handle)
         if not handle:
-            raise ModelError(f"llama.cpp cannot load {path}: {last_error() or 'no reason given'}")
-        self._free = weakref.finalize(self, llama.llama_model_free, handle)
+            raise ModelError(f"llama.cpp cannot load {path}: {said.reason or 'no reason given'}")
         try:
             fingerprint.require_unchanged()  # llama.cpp opened it by its name
-            self._hold(handle, names, lines)
+            self._hold(handle, names, said.lines)
         except BaseException:
             self._free()
             raise
