@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import shutil
 import sys
@@ -16,6 +15,7 @@ from typer.core import TyperGroup
 
 from streamsink import policy as policies
 from streamsink.advice import warnings
+from streamsink.cli import terminal
 from streamsink.cli.grouped import grouped
 from streamsink.cli.opening import warn
 from streamsink.cli.options import (
@@ -268,8 +268,8 @@ def report(
 
     folder = out or runs[0]
     for remark in write_report([RunFolder(path) for path in runs], folder):
-        typer.echo(f"streamsink: {remark}", err=True)
-    typer.echo(folder / "report.html")
+        terminal.tell(remark)
+    terminal.path(folder / "report.html")
 
 
 @app.command()
@@ -323,19 +323,18 @@ def _measure(context: typer.Context, model: str, plan: Plan, options: RunOptions
                 suite.run(tasks, opened, folder, seed, bar, plan.setup.cache)
         except KeyboardInterrupt:
             done = sum(folder.has(task) for task in tasks)
-            typer.echo(
+            terminal.note(
                 f"interrupted: {done} of {len(tasks)} measurements are in {folder.path}; "
-                f"go on with `streamsink bench --resume {shlex.quote(str(folder.path))}`",
-                err=True,
+                f"go on with `streamsink bench --resume {shlex.quote(str(folder.path))}`"
             )
             raise typer.Exit(130) from None
     remarks = write_report([folder], folder.path)
     if options.json:
-        typer.echo(json.dumps({**folder.config, "results": list(folder.records())}, indent=2))
+        terminal.say_json({**folder.config, "results": list(folder.records())})
     else:
         runs.show_run(folder)
     for remark in [*remarks, f"the report is {folder.path / 'report.html'}"]:
-        typer.echo(f"streamsink: {remark}", err=True)
+        terminal.tell(remark)
 
 
 def _check_alone(context: typer.Context) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from dataclasses import asdict
 from pathlib import Path
@@ -12,6 +11,7 @@ import typer
 
 from streamsink.advice import warnings
 from streamsink.child import SURVEYOR, Child
+from streamsink.cli import terminal
 from streamsink.cli.grouped import grouped
 from streamsink.cli.options import EngineOptions, ModelName
 from streamsink.cli.table import show
@@ -57,14 +57,14 @@ def doctor(
     advice = warnings(found.traits, settings, n_ctx=n_ctx, chat=True)
     command = _command(model, found, free)
     if as_json:
-        typer.echo(json.dumps(_record(found, free, advice, command), indent=2))
+        terminal.say_json(_record(found, free, advice, command))
     else:
         _show_model(found, free)
-        typer.echo()
+        terminal.say()
         for line in advice:
-            typer.echo(f"warning: {line}")
+            terminal.say(f"warning: {line}")
         if command:
-            typer.echo(f"recommended: {command}")
+            terminal.say(f"recommended: {command}")
     if command is None:
         raise typer.Exit(1)
 
@@ -81,7 +81,7 @@ def _contexts(text: str) -> list[int]:
 
 def _show_model(found: Survey, free: int) -> None:
     show(("model", found.path.name), [[name, text] for name, text in _traits(found)])
-    typer.echo()
+    terminal.say()
     able = found.capabilities
     if able.no_stream:
         rows = [["no stream", able.no_stream]]
@@ -93,7 +93,7 @@ def _show_model(found: Survey, free: int) -> None:
         ]
     show(("placement", "verdict"), rows)
     if found.needs and not able.no_stream:
-        typer.echo()
+        terminal.say()
         show(
             ("n_ctx", "KV type", "cache", "scratch", "with weights", f"of {gib(free)} free"),
             [
@@ -226,11 +226,8 @@ def _show_installation(as_json: bool) -> None:
             "it: rebuild with GCC 15, or by scripts/run of streamsink's sources"
         )
     if as_json:
-        typer.echo(
-            json.dumps(
-                {**about, "devices": [asdict(device) for device in found], "warnings": notes},
-                indent=2,
-            )
+        terminal.say_json(
+            {**about, "devices": [asdict(device) for device in found], "warnings": notes}
         )
         return
     used = about["llama_cpp_features"].replace(" = 1", "").replace(" | ", ", ")
@@ -244,10 +241,10 @@ def _show_installation(as_json: bool) -> None:
         ["memory", f"{gib(about['memory_bytes'])}, {gib(available_bytes())} free"],
     ]
     show(("installation", ""), rows)
-    typer.echo()
+    terminal.say()
     show(
         ("device", "kind", "memory", "free", "description"),
         [[d.name, d.kind, gib(d.total_bytes), gib(d.free_bytes), d.description] for d in found],
     )
     for note in notes:
-        typer.echo(f"warning: {note}")
+        terminal.say(f"warning: {note}")

@@ -5,17 +5,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-import typer
-
 from streamsink.advice import warnings
-from streamsink.cli.options import CacheOptions, EngineOptions, LogOptions
+from streamsink.cli import terminal
+from streamsink.cli.options import CacheOptions, EngineOptions, LogOptions, usual_ctx
 from streamsink.errors import UsageError
 from streamsink.policy import SinkPolicy
 from streamsink.registry import entry_for, resolve
@@ -24,8 +22,6 @@ if TYPE_CHECKING:
     from streamsink.model import Model
     from streamsink.records import Event
     from streamsink.stream import Stream
-
-N_CTX = 2048
 
 Hears: TypeAlias = "Callable[[Event], object]"
 
@@ -58,8 +54,7 @@ def opened(
     hears : callable, optional
         Called with every event, beside what ``log`` asks for.
     """
-    entry = entry_for(model)
-    n_ctx = ctx if ctx is not None else (entry.n_ctx if entry and entry.n_ctx else N_CTX)
+    n_ctx = ctx if ctx is not None else usual_ctx(entry_for(model))
     if session is None:
         policy.check(n_ctx)
     settings = engine.settings(cache)
@@ -100,7 +95,7 @@ def _both(first: Hears | None, second: Hears | None) -> Hears | None:
 def warn(lines: Sequence[str]) -> None:
     """Tell what is odd, on stderr."""
     for line in lines:
-        typer.echo(f"streamsink: warning: {line}", err=True)
+        terminal.tell(f"warning: {line}")
 
 
 @contextmanager
@@ -122,9 +117,14 @@ def _event_writer(path: Path | None) -> Iterator[Hears | None]:
         yield write
 
 
+class _OnTerminal(logging.Handler):
+    """Shows llama.cpp's log, in which a file's metadata is quoted."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        terminal.note(record.getMessage())
+
+
 def _show_log() -> None:
     log = logging.getLogger("streamsink.llama")
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    log.addHandler(handler)
+    log.addHandler(_OnTerminal())
     log.setLevel(logging.INFO)

@@ -72,7 +72,8 @@ def add(
     if isinstance(source, PathSource) and not source.path.expanduser().is_file():
         raise UsageError(f"no such file: {source.path}")
     entry = parse_entry(Table(name, values, "models add", own=True))
-    taken = load_registry().get(name)
+    known = load_registry()
+    taken = None if name in known.faults else known.get(name)  # one that cannot be is mended so
     if taken and not force:
         kind = "one of your own models" if taken.own else "one of streamsink's models"
         raise UsageError(f"{name} is {kind} already: choose another name, or --force")
