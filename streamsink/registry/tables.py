@@ -153,8 +153,8 @@ def check_name(name: str, where: str) -> None:
     """
     if not _NAME.fullmatch(name) or name.endswith(".gguf"):
         raise UsageError(
-            f"{where}: {name!r} cannot name a model: use up to 64 lower-case letters, digits, '-', '_' "
-            "and '.', a letter or digit first and last, and no '.gguf' at the end"
+            f"{where}: {name!r} cannot name a model: use up to 64 lower-case letters, digits, '-', "
+            "'_' and '.', a letter or digit first and last, and no '.gguf' at the end"
         )
 
 
