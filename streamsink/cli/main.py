@@ -12,8 +12,10 @@ from streamsink import __version__
 from streamsink.cli import bench, chat, doctor, generate, models, sessions, terminal
 from streamsink.errors import StreamsinkError
 
-BROKEN_PIPE = 141
-"""What a shell says of a program that SIGPIPE ended: 128 + 13."""
+FAULT = 70
+"""Exit code of what nobody foresaw (sysexits.h: EX_SOFTWARE)."""
+TRACEBACK = "STREAMSINK_TRACEBACK"
+"""The variable of the environment that asks for Python's own account of it."""
 
 app = typer.Typer(
     name="streamsink",
@@ -55,13 +57,15 @@ def main() -> None:
         code = _fail(str(error), error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         code = 130
-    except BrokenPipeError:
-        code = BROKEN_PIPE
     except Exception as error:
-        # Typer's own usage errors; where its copy of click lives depends on its version.
-        if not hasattr(error, "format_message"):
+        if hasattr(error, "format_message"):
+            # Typer's own usage errors; where its copy of click lives depends on its version.
+            code = _fail(error.format_message(), getattr(error, "exit_code", 2))
+        elif TRACEBACK in os.environ:
             raise
-        code = _fail(error.format_message(), getattr(error, "exit_code", 2))
+        else:
+            what = f"{type(error).__name__}: {error}"
+            code = _fail(f"{what} (a fault of streamsink; {TRACEBACK}=1 shows where)", FAULT)
     _drop_what_nobody_reads()
     sys.exit(code)
 

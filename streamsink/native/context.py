@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import weakref
 from collections.abc import Sequence
 from dataclasses import replace
@@ -148,7 +149,8 @@ class NativeContext:
             swa_full,
             settings.rope_scaling,
             settings.rope_scale,
-            str(self._weights.path.absolute()),
+            # A file's name need not be text, and a session's header is.
+            os.fsencode(self._weights.path.absolute()).decode("utf-8", "replace"),
         )
 
     @property

@@ -7,6 +7,7 @@ may die.
 
 from __future__ import annotations
 
+import os
 import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -61,7 +62,7 @@ def answer(request: Answer) -> Answer:
     # A vocabulary of 150,000 tokens takes llama.cpp 0.3 s and the header's reader half of that.
     with ThreadPoolExecutor(1) as beside, hearing(TOLD) as lines:
         reading = beside.submit(read_header, path)
-        model = llama.llama_model_load_from_file(str(path).encode(), params)
+        model = llama.llama_model_load_from_file(os.fsencode(path), params)
     if not model:
         raise ModelError(f"llama.cpp cannot load {path}: {last_error() or 'no reason given'}")
     header = reading.result()

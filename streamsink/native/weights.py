@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import weakref
 from collections.abc import Callable, Collection, Sequence
 from functools import cached_property
@@ -66,7 +67,7 @@ class Weights:
         self.offloads = params.n_gpu_layers > 0
         forget_errors()
         with hearing(TOLD) as lines:
-            handle = llama.llama_model_load_from_file(str(path).encode(), params)
+            handle = llama.llama_model_load_from_file(os.fsencode(path), params)
         if not handle:
             raise ModelError(f"llama.cpp cannot load {path}: {last_error() or 'no reason given'}")
         self._hold(handle, names, lines)
