@@ -15,15 +15,16 @@ from streamsink.cli import terminal
 from streamsink.cli.grouped import grouped
 from streamsink.cli.options import EngineOptions, ModelName
 from streamsink.cli.table import show
-from streamsink.errors import UsageError
+from streamsink.errors import ModelError, UsageError
 from streamsink.memory import available_bytes, gib
 from streamsink.registry import resolve
 
 if TYPE_CHECKING:
+    from streamsink.backend import Capabilities
     from streamsink.survey import Need, Survey
 
-ROOM = 0.9
-"""Part of the free memory that a recommended command may take."""
+PROMPT = "Once upon a time"
+"""Of a recommended command that goes on from a text."""
 
 
 @grouped
@@ -55,7 +56,7 @@ def doctor(
     free = available_bytes() if found.gpu_bytes is None else found.gpu_bytes
     n_ctx = max(contexts, default=None)
     advice = warnings(found.traits, settings, n_ctx=n_ctx, chat=True)
-    command = _command(model, found, free)
+    command = _command(model, engine, found, free, advice)
     if as_json:
         terminal.say_json(_record(found, free, advice, command))
     else:
@@ -80,9 +81,11 @@ def _contexts(text: str) -> list[int]:
 
 
 def _show_model(found: Survey, free: int) -> None:
+    from streamsink.recommendation import fits
+
     show(("model", found.path.name), [[name, text] for name, text in _traits(found)])
     terminal.say()
-    able = found.capabilities
+    able = _able(found)
     if able.no_stream:
         rows = [["no stream", able.no_stream]]
     else:
@@ -103,7 +106,7 @@ def _show_model(found: Survey, free: int) -> None:
                     gib(need.cache_bytes),
                     gib(need.scratch_bytes),
                     gib(_total(found, need)),
-                    "fits" if _total(found, need) <= free else "too much",
+                    "fits" if fits(found, need, free) else "too much",
                 ]
                 for need in found.needs
             ],
@@ -170,29 +173,51 @@ def _total(found: Survey, need: Need) -> int:
     return found.weight_bytes + need.cache_bytes + need.scratch_bytes
 
 
-def _command(model: str, found: Survey, free: int) -> str | None:
-    """The command line to begin with; None where there is none."""
-    able = found.capabilities
-    levels = {able.rotate.level, able.reanchor.level}
-    if able.no_stream or "exact" not in levels:
+def _able(found: Survey) -> Capabilities:
+    """What a stream may do, sliding windows kept whole where it rotates."""
+    return found.able(found.settings, swa_full=True)
+
+
+def _command(
+    model: str, engine: EngineOptions, found: Survey, free: int, advice: list[str]
+) -> str | None:
+    """The command line to begin with, under the options that were given; None where there is none.
+
+    Why it is none, or not a chat, becomes part of the advice.
+    """
+    from streamsink.recommendation import recommend
+
+    best = recommend(found, free)
+    if isinstance(best, str):
+        advice.append(f"nothing can be recommended: {best}")
         return None
-    fitting = [
-        need
-        for need in found.needs
-        if _total(found, need) <= ROOM * free and need.n_ctx <= able.n_ctx_train
-    ]
-    words = ["streamsink", "chat", model]
-    if fitting:
-        # The types stand in the order of their precision: a larger context counts more.
-        best = max(fitting, key=lambda need: need.n_ctx)
-        words += ["--ctx", str(best.n_ctx)]
-        if best.cache_type != "f16":
-            words += ["--cache-type-k", best.cache_type, "--cache-type-v", best.cache_type]
-    return shlex.join(words)
+    options = [*engine.words(), "--ctx", str(best.n_ctx)]
+    if best.settings.cache_type_k != "f16":
+        options += ["--cache-type-k", best.settings.cache_type_k]
+        options += ["--cache-type-v", best.settings.cache_type_v]
+    if best.policy.placement != "auto":
+        options += ["--placement", best.policy.placement]
+    if why := _no_chat(found.traits.chat_template):
+        advice.append(f"a chat fails at once without another --chat-template: {why}")
+        return shlex.join(["streamsink", "generate", model, *options, "-p", PROMPT])
+    return shlex.join(["streamsink", "chat", model, *options])
+
+
+def _no_chat(template: str) -> str:
+    """Why a model's template cannot be used; '' where it can."""
+    from streamsink.template import ChatTemplate
+
+    try:
+        tried = ChatTemplate(template, {"bos_token": "", "eos_token": ""})
+        tried.opening("", "Hello")
+        tried.next_turn("Hello")
+    except ModelError as error:
+        return str(error)
+    return ""
 
 
 def _record(found: Survey, free: int, advice: list[str], command: str | None) -> dict[str, Any]:
-    able = found.capabilities
+    able = _able(found)
     return {
         "path": str(found.path),
         "weight_bytes": found.weight_bytes,

@@ -25,7 +25,7 @@ from streamsink.native.params import context_params, model_params
 from streamsink.native.traits import TOLD, read_traits
 from streamsink.native.vocabulary import NativeVocabulary
 from streamsink.settings import CacheSettings
-from streamsink.survey import usual_contexts
+from streamsink.survey import cache_settings, usual_contexts
 from streamsink.trial import remembered
 
 # llama-kv-cache.cpp, llama-memory-recurrent.cpp: the size of a cache; llama-context.cpp: what is
@@ -41,8 +41,7 @@ def answer(request: Answer) -> Answer:
     """Look at a file.
 
     The request names the ``path``, ``n_gpu_layers``, the ``settings`` of a cache, the ``contexts``
-    and ``cache_types`` to try, and ``n_bytes``, the most memory to take. The file's header has been
-    checked already.
+    to try, and ``n_bytes``, the most memory to take. The file's header has been checked already.
     """
     if not llama.llama_supports_gpu_offload():  # a GPU's driver reserves what it likes
         limit(request["n_bytes"])
@@ -70,16 +69,18 @@ def answer(request: Answer) -> Answer:
     weight_bytes = sum(part.stat().st_size for part in header.parts())
     traits = read_traits(model, NativeVocabulary(model), header, names, lines)
     shifts, needs = not simulates, []
-    contexts = request["contexts"] or usual_contexts(traits.n_ctx_train)
     if simulates and traits.decoder and not traits.encoder:
-        for n_ctx, cache_type in product(contexts, request["cache_types"]):
-            types = {"cache_type_k": cache_type, "cache_type_v": cache_type}
-            settings = CacheSettings(**{**request["settings"], **types})
+        usual = CacheSettings(**request["settings"])
+        contexts = request["contexts"] or usual_contexts(traits.n_ctx_within(usual))
+        whole = context_params(contexts[0], usual, traits, offloads=offloads, swa_full=True)
+        shifts = _can_shift(model, whole)
+        for n_ctx, settings in product(contexts, cache_settings(usual, traits)):
             context = context_params(n_ctx, settings, traits, offloads=offloads, swa_full=False)
             with hearing(_SIZES) as lines:
-                shifts = _can_shift(model, context) or shifts
+                _can_shift(model, context)
             if lines:
-                needs.append((n_ctx, cache_type, _bytes(lines, _CACHE), _bytes(lines, _SCRATCH)))
+                sizes = _bytes(lines, _CACHE), _bytes(lines, _SCRATCH)
+                needs.append((n_ctx, settings.cache_type_k, *sizes))
     llama.llama_model_free(model)
     return {
         "weight_bytes": weight_bytes,
