@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import shutil
 import sys
@@ -95,7 +96,7 @@ class TextOptions:
             raise UsageError(f"--errors {self.errors} is not one of strict, replace")
         names = [name if name == "-" else str(Path(name).resolve()) for name in self.text or ()]
         for name in names:
-            if name != "-" and not Path(name).is_file():
+            if name != "-" and not os.path.isfile(name):
                 raise UsageError(f"--text {name} cannot be read: no such file")
         usual = QUICK_TOKENS if quick else FULL_TOKENS
         limit = usual if self.tokens is None else self.tokens or None
@@ -354,7 +355,7 @@ def _create(kind: str, asked: str, model: Any, plan: Plan, options: RunOptions) 
 
     now = datetime.now(timezone.utc)
     path = options.out or Path("streamsink-runs") / f"{now:%Y-%m-%d-%H%M%S}-{kind}"
-    name = str(Path(asked).resolve()) if Path(asked).is_file() else asked or DEFAULT_MODEL
+    name = str(Path(asked).resolve()) if os.path.isfile(asked) else asked or DEFAULT_MODEL
     config = {
         "command": shlex.join(["streamsink", *sys.argv[1:]]),
         "started": now.isoformat(timespec="seconds"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -146,11 +147,11 @@ def _session(name: str, held: ExitStack) -> tuple[Path, Session | None]:
 
     path = shelf.locate(name)
     held.enter_context(shelf.held(path))
-    return path, session.read(path) if path.exists() else None
+    return path, session.read(path) if os.path.exists(path) else None
 
 
 def _its_model(saved: Session) -> str:
-    if not Path(saved.kind.path).is_file():
+    if not os.path.isfile(saved.kind.path):
         raise UsageError(
             f"the session's model {saved.kind.path} is not there any more: name the model, "
             "streamsink chat MODEL --session …"
@@ -165,7 +166,7 @@ def _template(asked: str | None, model: Model, talk: Talk | None) -> ChatTemplat
 
     source = asked or (talk.template if talk else model.chat_template)
     if asked and not is_name(asked):
-        if not Path(asked).exists():
+        if not os.path.exists(asked):
             raise UsageError(
                 f"--chat-template {asked} is neither a file nor a template of llama.cpp: "
                 f"{', '.join(templates.names())}"

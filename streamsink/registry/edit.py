@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import re
+from pathlib import Path
 from typing import Any
 
 from streamsink.atomic import write_text
@@ -69,7 +71,7 @@ def add(
         "chat": chat,
     }
     values = {key: value for key, value in stated.items() if value is not None}
-    if isinstance(source, PathSource) and not source.path.expanduser().is_file():
+    if isinstance(source, PathSource) and not os.path.isfile(os.path.expanduser(source.path)):
         raise UsageError(f"no such file: {source.path}")
     entry = parse_entry(Table(name, values, "models add", own=True))
     known = load_registry()
@@ -109,7 +111,7 @@ def _source_values(source: Source) -> dict[str, Any]:
         return {"pypi": {k: getattr(source, k) for k in ("package", "version", "member")}}
     if isinstance(source, UrlSource):
         return {"url": source.url}
-    return {"path": str(source.path.expanduser().absolute())}
+    return {"path": str(Path(os.path.expanduser(source.path)).absolute())}
 
 
 def _read() -> str:

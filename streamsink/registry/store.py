@@ -92,14 +92,14 @@ def part_of(entry: Entry) -> Path:
 
 def kept_bytes(entry: Entry) -> int:
     """Return how much an interrupted pull has left for the next one to go on from."""
-    resumable = isinstance(entry.source, (HfSource, UrlSource))
-    return part_of(entry).stat().st_size if resumable and part_of(entry).is_file() else 0
+    resumable, part = isinstance(entry.source, (HfSource, UrlSource)), part_of(entry)
+    return os.path.getsize(part) if resumable and os.path.isfile(part) else 0
 
 
 def is_here(entry: Entry) -> bool:
     """Return whether an entry's file is here, and of the stated size."""
     path = location(entry)
-    return path.is_file() and entry.size in (None, path.stat().st_size)
+    return os.path.isfile(path) and entry.size in (None, path.stat().st_size)
 
 
 def resolve(name_or_path: Asked) -> Path:
@@ -122,10 +122,11 @@ def resolve(name_or_path: Asked) -> Path:
     is_path = _looks_like_a_path(asked)
     if not is_path and asked in (entries := load_registry()):
         return file_of(entries[asked])
-    path = Path(asked).expanduser()
-    if path.is_file():
-        return path
-    if path.is_dir():
+    # Not by Path, which raises where a name is too long, a folder is closed, or there is no ~user.
+    path = os.path.expanduser(asked)
+    if os.path.isfile(path):
+        return Path(path)
+    if os.path.isdir(path):
         raise UsageError(f"{asked} is a folder: name the .gguf file in it")
     if is_path:
         hint = ""
@@ -148,7 +149,7 @@ def file_of(entry: Entry) -> Path:
         return path
     if isinstance(entry.source, PathSource):
         raise UsageError(f"{entry.name} is the file {path}, which {_fault(entry, path)}")
-    if path.exists():
+    if os.path.exists(path):
         raise UsageError(
             f"{path} {_fault(entry, path)}: `streamsink models pull {entry.name}` replaces it"
         )
@@ -156,8 +157,8 @@ def file_of(entry: Entry) -> Path:
 
 
 def _fault(entry: Entry, path: Path) -> str:
-    if not path.is_file():
-        return "is not a file" if path.exists() else "is not there"
+    if not os.path.isfile(path):
+        return "is not a file" if os.path.exists(path) else "is not there"
     return f"has {path.stat().st_size:,} bytes, not the {entry.size:,} of the registry"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -244,7 +245,7 @@ def _url(values: Mapping[str, Any], where: str) -> UrlSource:
 
 
 def _path(values: Mapping[str, Any], where: str) -> PathSource:
-    path = Path(_field(values, "path", str, where) or "").expanduser()
+    path = Path(os.path.expanduser(_field(values, "path", str, where) or ""))
     if not path.is_absolute():
         raise UsageError(f"{where}: path is {str(path)!r}, but takes one from / or ~")
     return PathSource(path)
