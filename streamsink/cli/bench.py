@@ -28,6 +28,7 @@ from streamsink.cli.options import (
 )
 from streamsink.errors import UsageError
 from streamsink.policy import LARGEST
+from streamsink.reading import stdin
 from streamsink.registry import DEFAULT_MODEL
 
 if TYPE_CHECKING:
@@ -95,6 +96,8 @@ class TextOptions:
         if self.errors not in ("strict", "replace"):
             raise UsageError(f"--errors {self.errors} is not one of strict, replace")
         names = [name if name == "-" else str(Path(name).resolve()) for name in self.text or ()]
+        if "-" in names:
+            stdin("--text -")
         for name in names:
             if name != "-" and not os.path.isfile(name):
                 raise UsageError(f"--text {name} cannot be read: no such file")
@@ -372,7 +375,7 @@ def _create(kind: str, asked: str, model: Any, plan: Plan, options: RunOptions) 
     plan = replace(plan, reading=replace(plan.reading, names=names))
     folder = RunFolder.create(path, {**config, "plan": plan.as_dict()})
     with kept.open("wb") as file:
-        shutil.copyfileobj(sys.stdin.buffer, file)
+        shutil.copyfileobj(stdin("--text -"), file)
     return folder
 
 
