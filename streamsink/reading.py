@@ -29,6 +29,7 @@ LONGEST_TURN = 2**24
 BOM = "\ufeff"
 REPLACEMENT = "\ufffd"
 _UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+_NO_TEXT = re.compile("[\0\ud800-\udfff]")
 _ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "0": "\0", "\\": "\\"}
 
 
@@ -229,6 +230,11 @@ def given(text: str, option: str) -> str:
             f"{option} is not UTF-8 text: byte 0x{byte:02x} after {error.start} characters"
         ) from None
     return text.removeprefix(BOM)
+
+
+def typed(text: str) -> str:
+    """A text from the keyboard, U+FFFD for what is none of it; see `given`."""
+    return _NO_TEXT.sub(REPLACEMENT, text)
 
 
 def stdin(where: str) -> BinaryIO:

@@ -219,6 +219,11 @@ def test_words_of_the_command_line() -> None:
         reading.given("Hi\udcff", "-p")
 
 
+def test_words_from_the_keyboard() -> None:
+    """A terminal that is not UTF-8 hands on bytes as surrogates, which no session can hold."""
+    assert reading.typed("caf\udce9 👍\0\ud800") == "caf\ufffd 👍\ufffd\ufffd"
+
+
 # -- the commands ---------------------------------------------------------------------------------
 
 

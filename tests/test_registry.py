@@ -330,6 +330,15 @@ def test_a_registry_that_cannot_be_read_is_no_matter_to_a_path(tmp_path: Path) -
         registry.entry_for("own")
 
 
+def test_a_byte_order_mark_is_no_part_of_a_registry(tmp_path: Path) -> None:
+    file = tmp_path / "own.gguf"
+    file.write_bytes(b"GGUF")
+    write_own(f"\ufeff[first]\npath = '{file}'\n")
+    assert registry.resolve("first") == file
+    registry.add("second", PathSource(file))
+    assert {"first", "second"} <= {*registry.load_registry()}
+
+
 def test_a_bad_entry_is_mended_by_add_and_taken_out_by_forget(tmp_path: Path) -> None:
     file = tmp_path / "own.gguf"
     file.write_bytes(b"GGUF")

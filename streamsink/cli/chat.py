@@ -102,7 +102,7 @@ def chat(
             engine,
             cache,
             log,
-            chat=True,
+            chat=template is None,
             session=path if saved else None,
             hears=lambda event: cuts.append(event) if event.cut else None,
         ) as (loaded, stream):

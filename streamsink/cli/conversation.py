@@ -14,7 +14,7 @@ from streamsink import session
 from streamsink.cli import terminal
 from streamsink.cli.options import discard_of, keep_of
 from streamsink.errors import StreamsinkError, UsageError
-from streamsink.reading import turns
+from streamsink.reading import turns, typed
 from streamsink.session import shelf
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ class Conversation:
         self._greet(terminal.out)
         while True:
             try:
-                text = prompt.prompt("> ").strip()
+                text = typed(prompt.prompt("> ")).strip()
             except KeyboardInterrupt:
                 continue
             except EOFError:

@@ -48,7 +48,7 @@ def opened(
     model, policy, ctx, engine, cache, log
         What was asked for; ``None`` is the command's own choice, or the session's.
     chat : bool
-        Whether it is for a conversation.
+        Whether it is for a conversation by the model's own template.
     session : Path, optional
         A session file to go on with.
     hears : callable, optional

@@ -22,8 +22,11 @@ N_CTX = 2048
 
 
 def _names(incomplete: str) -> list[str]:
-    """Names of the registry, for shell completion."""
-    return [name for name in load_registry() if name.startswith(incomplete)]
+    """Names of the registry, for shell completion; none where it cannot be read."""
+    try:
+        return [name for name in load_registry() if name.startswith(incomplete)]
+    except UsageError:
+        return []
 
 
 ModelName = Annotated[

@@ -116,7 +116,7 @@ def _source_values(source: Source) -> dict[str, Any]:
 
 def _read() -> str:
     try:
-        return user_registry().read_text("utf-8")
+        return user_registry().read_text("utf-8-sig")
     except FileNotFoundError:
         return ""
     except (OSError, UnicodeDecodeError) as error:

@@ -44,7 +44,7 @@ def read_file(path: Path, *, own: bool = False) -> dict[str, Table]:
         It cannot be read, or is not TOML.
     """
     try:
-        text = path.read_text("utf-8")
+        text = path.read_text("utf-8-sig")
     except FileNotFoundError:
         if own:
             return {}
