@@ -249,7 +249,7 @@ class Conversation:
     def _do_recall(self, words: str, write: Write) -> None:
         if not words:
             raise UsageError("/recall takes words to look for, or the number of a turn to quote")
-        if words.isdecimal():
+        if words.isdecimal() and len(words) < 10:
             quote = self._chat.quote(int(words) - 1)
             self._save()
             write(f"{quote}your next turn begins with it\n")
