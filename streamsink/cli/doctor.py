@@ -191,6 +191,7 @@ def _command(
     if isinstance(best, str):
         advice.append(f"nothing can be recommended: {best}")
         return None
+    name = f"./{model}" if model.startswith("-") else model  # or it is taken for an option
     options = [*engine.words(), "--ctx", str(best.n_ctx)]
     if best.settings.cache_type_k != "f16":
         options += ["--cache-type-k", best.settings.cache_type_k]
@@ -199,8 +200,8 @@ def _command(
         options += ["--placement", best.policy.placement]
     if why := _no_chat(found.traits.chat_template):
         advice.append(f"a chat fails at once without another --chat-template: {why}")
-        return shlex.join(["streamsink", "generate", model, *options, "-p", PROMPT])
-    return shlex.join(["streamsink", "chat", model, *options])
+        return shlex.join(["streamsink", "generate", name, *options, "-p", PROMPT])
+    return shlex.join(["streamsink", "chat", name, *options])
 
 
 def _no_chat(template: str) -> str:
