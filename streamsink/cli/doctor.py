@@ -15,7 +15,7 @@ from streamsink.cli import terminal
 from streamsink.cli.grouped import grouped
 from streamsink.cli.options import EngineOptions, ModelName, number
 from streamsink.cli.table import show
-from streamsink.errors import ModelError, UsageError
+from streamsink.errors import StreamsinkError, UsageError
 from streamsink.memory import available_bytes, gib
 from streamsink.registry import resolve
 
@@ -212,7 +212,7 @@ def _no_chat(template: str) -> str:
         tried = ChatTemplate(template, {"bos_token": "", "eos_token": ""})
         tried.opening("", "Hello")
         tried.next_turn("Hello")
-    except ModelError as error:
+    except StreamsinkError as error:
         return str(error)
     return ""
 
