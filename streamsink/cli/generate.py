@@ -83,8 +83,8 @@ def _first_prompt(pieces: Iterator[str], stream: Stream) -> str:
     for piece in pieces:
         gathered.append(piece)
         n_tokens += len(stream.tokenize(piece))
-        # The whole may have fewer tokens than its pieces, at most one for each place of a cut.
-        if n_tokens - len(gathered) >= stream.n_ctx:
+        # The whole may have a few tokens less than its pieces where they meet.
+        if n_tokens - 4 * len(gathered) >= stream.n_ctx:
             raise UsageError(
                 f"--keep -1 pins the whole prompt, which has more than the {stream.n_ctx} tokens "
                 "of --ctx: raise --ctx, or give --keep a number"
