@@ -74,7 +74,7 @@ def test_every_code_point() -> None:
     "text",
     [
         "two\nlines\tand a tab",
-        "👩‍👩‍👧‍👦 ❤️ 🏳️‍🌈 1️⃣ 👍🏽",  # joiners and selectors hold emoji together
+        "👩‍👩‍👧‍👦 ❤️ ❤️‍🔥 🏳️‍🌈 1️⃣ 👍🏽",  # joiners and selectors hold emoji together
         "می‌خواهم",  # Persian, by a non-joiner
         "क्‍ष",  # Devanagari, by a joiner
         "שלום עולם, مرحبا",
@@ -91,6 +91,7 @@ def test_what_becomes_of_the_rest() -> None:
     assert terminal.harmless("a\udcffb\ud800") == "a�b�"
     assert terminal.harmless("a\u2028b") == "a\nb"
     assert terminal.harmless("a\ufe0f\ufe01\ufe02\ufe0fb") == "a\ufe0fb"
+    assert terminal.harmless("a\u200c\u200d\u200c\u200db") == "a\u200cb"
     assert terminal.line(" a\r\n\tb\x85c\u2028d\x0be  f\x1b ") == "a b c d e  f"
 
 

@@ -41,10 +41,8 @@ _HARMLESS: dict[int, str | None] = {
     **dict.fromkeys((0x2028, 0x2029), "\n"),
     **{ord(letter): letter for letter in "\n\t"},
 }
-_VARIANTS = re.compile("([\ufe00-\ufe0f])[\ufe00-\ufe0f]+")
-"""One chooses a form; a run of them carries hidden bytes."""
-
-
+_RUNS = re.compile("[\ufe00-\ufe0f]{2,}|[\u200c\u200d]{2,}")
+"""One joins, or chooses a form; a run of them is read by nobody and can carry hidden bytes."""
 _BLANKS = re.compile(r"\s+")
 
 
@@ -60,7 +58,7 @@ class Write(Protocol):
 
 def harmless(text: str) -> str:
     """A text of any length without what steers a terminal or is hidden; lines and tabs stay."""
-    return _VARIANTS.sub(r"\1", text.translate(_HARMLESS))
+    return _RUNS.sub(lambda found: found[0][0], text.translate(_HARMLESS))
 
 
 def line(text: str, most: int | None = LONGEST) -> str:
