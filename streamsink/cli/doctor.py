@@ -13,7 +13,7 @@ from streamsink.advice import warnings
 from streamsink.child import SURVEYOR, Child
 from streamsink.cli import terminal
 from streamsink.cli.grouped import grouped
-from streamsink.cli.options import EngineOptions, ModelName, number
+from streamsink.cli.options import EngineOptions, ModelName
 from streamsink.cli.table import show
 from streamsink.errors import StreamsinkError, UsageError
 from streamsink.memory import available_bytes, gib
@@ -71,7 +71,8 @@ def doctor(
 
 
 def _contexts(text: str) -> list[int]:
-    contexts = [number("ctx", part) for part in text.split(",")]
+    numbers = (part.strip() for part in text.split(","))
+    contexts = [int(part) if part.isdecimal() and len(part) < 10 else 0 for part in numbers]
     if not all(16 <= n_ctx <= 2**24 for n_ctx in contexts):
         raise UsageError(f"--ctx {text} is not possible: numbers from 16 on, comma-separated")
     return sorted({*contexts})
