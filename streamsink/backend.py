@@ -68,6 +68,10 @@ class Capabilities:
 class Sampler(Protocol):
     """A sampler chain for one generation."""
 
+    @property
+    def stuck(self) -> bool:
+        """Whether its grammar lets nothing follow the last token, not even the end of the text."""
+
     def close(self) -> None:
         """Free the chain."""
 
@@ -187,11 +191,34 @@ class Backend(Protocol):
     def logits(self) -> Logits:
         """Rows of the last decode, shape (n_rows, n_vocab). A view, good until the next decode."""
 
+    def check_sampling(self, sampling: Sampling) -> None:
+        """Look whether a chain can be built: for a new grammar that takes seconds.
+
+        It touches nothing of the context, so it needs no lock and may be interrupted.
+
+        Raises
+        ------
+        UsageError
+            The grammar cannot be read, or admits nothing to begin with.
+        """
+
     def sampler(self, sampling: Sampling, recent: Sequence[int]) -> Sampler:
-        """Build a chain; ``recent`` tokens count for its repetition penalties."""
+        """Build a chain; ``recent`` tokens count for its repetition penalties.
+
+        Raises
+        ------
+        UsageError
+            As for `check_sampling`.
+        """
 
     def sample(self, sampler: Sampler, index: int) -> int:
-        """Choose the token of an index by the last row of logits and accept it into the chain."""
+        """Choose the token of an index by the last row of logits and accept it into the chain.
+
+        Raises
+        ------
+        LogitsError
+            Logits that are no numbers.
+        """
 
     def close(self) -> None:
         """Free the context. Twice is fine."""

@@ -16,8 +16,10 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import weakref
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, TypeAlias
 
@@ -51,6 +53,7 @@ SURVEYOR = "streamsink.native.survey"
 _FOLDERS = re.compile(r"\S*[/\\](?=[\w.-]+:\d+:)")
 
 DYING_SECONDS = 10.0
+SLICE_SECONDS = 0.1
 
 
 class Died(Exception):
@@ -58,7 +61,10 @@ class Died(Exception):
 
 
 class Child(Closing):
-    """A process that answers requests, one after another.
+    """A process that answers requests, one after another, of any thread.
+
+    A process that did not answer, be it that it died or that the wait was interrupted, is ended:
+    what it says later is nobody's answer. The next request gets a new one.
 
     Parameters
     ----------
@@ -76,28 +82,11 @@ class Child(Closing):
     """
 
     def __init__(self, module: str, *, n_bytes: int | None = None, gpu: bool = False) -> None:
-        self._said: IO[str] = tempfile.TemporaryFile(  # noqa: SIM115 - closed by _end
-            "w+", encoding="utf-8", errors="replace"
-        )
-        try:
-            self._process = subprocess.Popen(
-                [sys.executable, "-c", BEGIN, ROOT, module, str(n_bytes or 0)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=self._said,
-                encoding="utf-8",
-                env={**os.environ, **QUIET, **({} if gpu else NO_GPU)},
-                start_new_session=True,  # Ctrl-C in a terminal is meant for the parent
-            )
-        except OSError as error:
-            self._said.close()
-            raise Died(f"no process can be started: {error}") from None
-        self._answers: queue.SimpleQueue[str] = queue.SimpleQueue()
-        assert self._process.stdout is not None
-        threading.Thread(
-            target=_forward, args=(self._process.stdout, self._answers), daemon=True
-        ).start()
-        self._free = weakref.finalize(self, _end, self._process, self._said)
+        self._begin = partial(_Process, module, n_bytes=n_bytes, gpu=gpu)
+        self._closed = threading.Event()
+        self._process: _Process | None = None
+        self._forget()
+        self._process = self._begin()
 
     def ask(self, request: Answer, *, seconds: float) -> Answer:
         """Let the child answer a request.
@@ -107,33 +96,102 @@ class Child(Closing):
         StreamsinkError
             What the module raised.
         Died
-            It aborted, or took longer than that or more memory than it may: it is gone.
+            It aborted, or took longer than that or more memory than it may.
         """
-        try:
-            assert self._process.stdin is not None
-            self._process.stdin.write(json.dumps(request) + "\n")
-            self._process.stdin.flush()
-            line = self._answers.get(timeout=seconds)
-        except queue.Empty:
-            self.close()
-            raise Died(f"no answer within {seconds:.0f} s") from None
-        except OSError:
-            line = ""
-        try:
-            answer: Answer = json.loads(line)
-        except ValueError:
-            raise Died(self._cause_of_death()) from None
+        if self._pid != os.getpid():  # a fork shares the pipes, and perhaps a lock that is held
+            self._forget()
+        with self._lock:
+            if self._closed.is_set():
+                raise Died("it was closed")
+            # Out of reach while it owes an answer: an interruption at any moment leaves it there.
+            process, self._process = self._process, None
+            if process is None or not process.lives:
+                process = self._begin()
+            try:
+                answer = process.ask(request, seconds=seconds)
+            except BaseException:
+                process.end()
+                raise
+            self._process = process
+            if self._closed.is_set():
+                self.close()
         if "error" in answer:
             kind, text = answer["error"]
             raise getattr(errors, kind, StreamsinkError)(text)
         return answer
 
+    def _forget(self) -> None:
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+        self._process = None
+
+    def close(self) -> None:
+        """End the process. Twice is fine."""
+        self._closed.set()
+        process, self._process = self._process, None
+        if process is not None:
+            process.end()
+
+
+class _Process:
+    """A process that runs, until it owes an answer that does not come."""
+
+    def __init__(self, module: str, *, n_bytes: int | None, gpu: bool) -> None:
+        self._said: IO[str] = tempfile.TemporaryFile(  # noqa: SIM115 - closed by _end
+            "w+", encoding="utf-8", errors="replace"
+        )
+        try:
+            self._popen = subprocess.Popen(
+                [sys.executable, "-c", BEGIN, ROOT, module, str(n_bytes or 0)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._said,
+                env={**os.environ, **QUIET, **({} if gpu else NO_GPU)},
+                start_new_session=True,  # Ctrl-C in a terminal is meant for the parent
+            )
+        except OSError as error:
+            self._said.close()
+            raise Died(f"no process can be started: {error}") from None
+        self._requests: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._answers: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        self._free = weakref.finalize(
+            self, _end, os.getpid(), self._popen, self._said, self._requests
+        )
+        # Written and read by a thread of its own: neither a child that does not read nor a signal
+        # in the midst of a line holds up or tears what is said.
+        threading.Thread(
+            target=_converse, args=(self._popen, self._requests, self._answers), daemon=True
+        ).start()
+
+    @property
+    def lives(self) -> bool:
+        """Whether it has not ended yet."""
+        return self._popen.poll() is None
+
+    def ask(self, request: Answer, *, seconds: float) -> Answer:
+        """Let it answer, or raise `Died`."""
+        self._requests.put(json.dumps(request).encode() + b"\n")
+        line = self._wait(seconds)
+        try:
+            answer: Answer = json.loads(line)
+        except ValueError:
+            raise Died(self._cause_of_death()) from None
+        return answer
+
+    def _wait(self, seconds: float) -> bytes:
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            # In slices: a signal that another thread received does not end a wait.
+            with contextlib.suppress(queue.Empty):
+                return self._answers.get(timeout=min(left, SLICE_SECONDS))
+        raise Died(f"no answer within {seconds:.0f} s")
+
     def _cause_of_death(self) -> str:
         try:
-            code = self._process.wait(DYING_SECONDS)
+            code = self._popen.wait(DYING_SECONDS)
         except subprocess.TimeoutExpired:
-            self._process.kill()
-            code = self._process.wait()
+            self._popen.kill()
+            code = self._popen.wait()
         self._said.seek(0)
         lines = [line.strip() for line in self._said.read().splitlines() if line.strip()]
         told = next((line for line in lines if "GGML_ASSERT" in line or "what():" in line), "")
@@ -146,8 +204,8 @@ class Child(Closing):
             name = f"signal {-code}"
         return f"{name}{': ' + told if told else ''}"
 
-    def close(self) -> None:
-        """End the process. Twice is fine."""
+    def end(self) -> None:
+        """Kill it. Twice is fine."""
         self._free()
 
 
@@ -167,15 +225,27 @@ def ask(
 def serve(answer: Callable[[Answer], Answer]) -> None:
     """Be a child: read requests from stdin, a line each, and write the answers to stdout."""
     limit(int(sys.argv[1]))
+    requests: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+    threading.Thread(target=_receive, args=(requests,), daemon=True).start()
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as out:
         os.dup2(2, 1)  # what native code prints is no answer
-        for line in sys.stdin:
+        while True:
             try:
-                said = answer(json.loads(line))
+                said = answer(json.loads(requests.get()))
             except StreamsinkError as error:
                 said = {"error": [type(error).__name__, str(error)]}
             out.write(json.dumps(said) + "\n")
             out.flush()
+
+
+def _receive(requests: queue.SimpleQueue[bytes]) -> None:
+    """Take in lines; when the parent is gone, leave, whatever is being worked on."""
+    line = b""
+    while read := os.read(0, 2**16):  # not sys.stdin, whose lock would be held at an exit
+        *whole, line = (line + read).split(b"\n")
+        for request in whole:
+            requests.put(request)
+    os._exit(0)
 
 
 def limit(n_bytes: int) -> None:
@@ -192,17 +262,33 @@ def limit(n_bytes: int) -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (n_bytes, n_bytes))
 
 
-def _forward(lines: IO[str], to: queue.SimpleQueue[str]) -> None:
-    """Hand on what a child says, and an empty line when it is gone."""
-    for line in lines:
-        to.put(line)
-    to.put("")
+def _converse(
+    popen: subprocess.Popen[bytes],
+    requests: queue.SimpleQueue[bytes | None],
+    answers: queue.SimpleQueue[bytes],
+) -> None:
+    """Hand on requests and what a child says to them, and an empty line when it is gone."""
+    assert popen.stdin is not None
+    assert popen.stdout is not None
+    with contextlib.suppress(OSError), popen.stdin as writes, popen.stdout as reads:
+        while (request := requests.get()) is not None:
+            line = b""
+            with contextlib.suppress(OSError):
+                writes.write(request)
+                writes.flush()
+                line = reads.readline()
+            answers.put(line)
 
 
-def _end(process: subprocess.Popen[str], said: IO[str]) -> None:
-    process.kill()
-    process.wait()
-    for pipe in (process.stdin, said):
-        if pipe is not None:
-            with contextlib.suppress(OSError):  # of what was not read any more
-                pipe.close()
+def _end(
+    pid: int,
+    popen: subprocess.Popen[bytes],
+    said: IO[str],
+    requests: queue.SimpleQueue[bytes | None],
+) -> None:
+    requests.put(None)
+    if pid == os.getpid():  # a fork has a copy of the object, and no such child
+        popen.kill()
+        popen.wait()
+    with contextlib.suppress(OSError):
+        said.close()

@@ -57,6 +57,10 @@ class DecodeError(StreamsinkError):
         self.code = code
 
 
+class LogitsError(StreamsinkError):
+    """The model's logits are no numbers; no token was chosen, and the stream is as it was."""
+
+
 class SessionError(StreamsinkError):
     """A session file cannot be gone on with: torn, of another model or version, or in use."""
 

@@ -176,6 +176,7 @@ class Model(Closing):
         if n_ctx is None:
             n_ctx = min(N_CTX, self.n_ctx_train)
         policy.check(n_ctx)
+        n_ctx = int(n_ctx)  # NumPy's is no int to ctypes
         settings = CacheSettings(
             cache_type_k, cache_type_v, n_batch, n_lanes, threads, threads_batch, flash_attn,
             rope_scaling, rope_scale,

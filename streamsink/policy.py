@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeAlias
 
+from streamsink.checked import truth, whole
 from streamsink.errors import UsageError
 
 Placement: TypeAlias = Literal["rotate", "reanchor"]
@@ -59,17 +60,21 @@ class SinkPolicy:
     force: bool = False
 
     def __post_init__(self) -> None:
+        checked: dict[str, object] = {"force": truth("force", self.force)}
         if self.n_keep != "system":
-            _whole("keep", self.n_keep, -1, "a number of tokens, -1 (the whole prompt) or 'system'")
+            possible = "a number of tokens, -1 (the whole prompt) or 'system',"
+            checked["n_keep"] = whole("keep", self.n_keep, -1, LARGEST, possible)
         if self.n_discard not in ("half", *WHOLES):
-            possible = "a number of tokens, 0, 'half', 'turn' or 'sentence'"
-            _whole("discard", self.n_discard, 0, possible)
+            possible = "a number of tokens, 0, 'half', 'turn' or 'sentence',"
+            checked["n_discard"] = whole("discard", self.n_discard, 0, LARGEST, possible)
         if self.placement not in PLACEMENTS:
             raise UsageError(
                 f"placement {self.placement!r} is not one of {', '.join(PLACEMENTS)} (--placement)"
             )
         if self.slack is not None:
-            _whole("slack", self.slack, 0, "a number of positions")
+            checked["slack"] = whole("slack", self.slack, 0, LARGEST, "a number of positions")
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
 
     def check(self, n_ctx: int) -> None:
         """Hold the policy against a context size, before anything is loaded.
@@ -79,7 +84,7 @@ class SinkPolicy:
         UsageError
             The sink leaves no window, or more is to be discarded than a window holds.
         """
-        _whole("ctx", n_ctx, 1, "a number of tokens")
+        whole("ctx", n_ctx, 1, LARGEST, "a number of tokens")
         n_keep = self.n_keep if isinstance(self.n_keep, int) else 0
         if n_keep >= n_ctx:
             raise UsageError(
@@ -91,13 +96,6 @@ class SinkPolicy:
                 f"--discard {self.n_discard} is more than the window of "
                 f"{n_ctx - max(n_keep, 0)} tokens that --ctx {n_ctx} --keep {n_keep} leaves"
             )
-
-
-def _whole(option: str, value: object, least: int, possible: str) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= LARGEST:
-        raise UsageError(
-            f"--{option} {value} is not possible: {possible}, from {least} to {LARGEST}"
-        )
 
 
 def discard_size(policy: SinkPolicy, n_ctx: int, n_pinned: int) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-Finish: TypeAlias = Literal["eos", "stop", "length"]
+Finish: TypeAlias = Literal["eos", "stop", "grammar", "length"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,8 +20,9 @@ class Step:
         Its place in the stream.
     text : str
         Text that became certain with it: whole characters, stop strings cut off, perhaps empty.
-    finish : {"eos", "stop", "length"} or None
-        Why this is the last step: the model ended, a stop string was met, ``max_tokens`` came.
+    finish : {"eos", "stop", "grammar", "length"} or None
+        Why this is the last step: the model ended, a stop string was met, the grammar lets nothing
+        follow, ``max_tokens`` came.
     """
 
     token: int

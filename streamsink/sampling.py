@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
-from streamsink.errors import UsageError
+from streamsink.checked import real, text, whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,7 +14,9 @@ class Sampling:
     Parameters
     ----------
     grammar : str, optional
-        GBNF grammar that the text must follow; its start symbol is ``root``.
+        GBNF grammar that the text must follow; its start symbol is ``root``. It may have 256 KiB,
+        50,000 elements (repeated ones counted), 100 parentheses within one another and 2,000
+        repetitions of an item, and llama.cpp must have tried it within 5 seconds.
     repeat_penalty, frequency_penalty, presence_penalty : float
         Penalties on recent tokens; 1, 0 and 0 switch them off.
     repeat_last_n : int
@@ -27,7 +28,7 @@ class Sampling:
     min_p : float
         Drop tokens less likely than this share of the likeliest; 0 drops none.
     temperature : float
-        Divides the logits; 0 takes the likeliest token.
+        Divides the logits; 0, and anything below 0.0001, takes the likeliest token.
     seed : int, optional
         Seed of the random draws; ``None`` draws one. What is drawn depends on it and on a token's
         place in the stream alone, so a stream that was interrupted, forked or restored goes on as
@@ -36,7 +37,7 @@ class Sampling:
     Raises
     ------
     UsageError
-        A value out of its range.
+        A value out of its range or of another type.
     """
 
     temperature: float = 0.8
@@ -51,16 +52,22 @@ class Sampling:
     grammar: str | None = None
 
     def __post_init__(self) -> None:
-        _within("temp", self.temperature, 0.0, 100.0)
-        _within("top-k", self.top_k, 0, 2**30)
-        _within("top-p", self.top_p, 0.0, 1.0)
-        _within("min-p", self.min_p, 0.0, 1.0)
-        _within("repeat-penalty", self.repeat_penalty, 0.01, 100.0)
-        _within("repeat-last-n", self.repeat_last_n, 0, 2**20)
-        _within("frequency-penalty", self.frequency_penalty, -100.0, 100.0)
-        _within("presence-penalty", self.presence_penalty, -100.0, 100.0)
+        checked: dict[str, object] = {
+            "temperature": real("temp", self.temperature, 0, 100),
+            "top_k": whole("top-k", self.top_k, 0, 2**30),
+            "top_p": real("top-p", self.top_p, 0, 1),
+            "min_p": real("min-p", self.min_p, 0, 1),
+            "repeat_penalty": real("repeat-penalty", self.repeat_penalty, 0.01, 100),
+            "repeat_last_n": whole("repeat-last-n", self.repeat_last_n, 0, 2**20),
+            "frequency_penalty": real("frequency-penalty", self.frequency_penalty, -100, 100),
+            "presence_penalty": real("presence-penalty", self.presence_penalty, -100, 100),
+        }
         if self.seed is not None:
-            _within("seed", self.seed, 0, 2**32 - 2)
+            checked["seed"] = whole("seed", self.seed, 0, 2**32 - 2)
+        if self.grammar is not None:
+            checked["grammar"] = text("grammar", self.grammar)
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
 
     @property
     def penalizes(self) -> bool:
@@ -70,12 +77,3 @@ class Sampling:
             or self.frequency_penalty != 0.0
             or self.presence_penalty != 0.0
         )
-
-
-def _within(option: str, value: float, least: float, most: float) -> None:
-    if (
-        not isinstance(value, (int, float))
-        or not math.isfinite(value)
-        or not least <= value <= most
-    ):
-        raise UsageError(f"--{option} {value} is not possible: a number from {least} to {most}")

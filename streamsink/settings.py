@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from streamsink.cache_types import CACHE_TYPES
+from streamsink.checked import real, truth, whole
 from streamsink.errors import UsageError
 
 ROPE_SCALINGS = ("none", "linear", "yarn")  # llama.h: enum llama_rope_scaling_type
@@ -56,15 +57,22 @@ class CacheSettings:
 
     def __post_init__(self) -> None:
         for option, name in (("k", self.cache_type_k), ("v", self.cache_type_v)):
-            if name not in CACHE_TYPES:
+            if not isinstance(name, str) or name not in CACHE_TYPES:
                 raise UsageError(
                     f"--cache-type-{option} {name} is not one of {', '.join(CACHE_TYPES)}"
                 )
-        _check_range("batch", self.n_batch, MOST_BATCH)
-        _check_range("lanes", self.n_lanes, MOST_LANES)
-        for option, count in (("threads", self.threads), ("threads-batch", self.threads_batch)):
-            if count is not None:
-                _check_range(option, count, MOST_THREADS)
+        checked: dict[str, object] = {
+            "n_batch": whole("batch", self.n_batch, 1, MOST_BATCH),
+            "n_lanes": whole("lanes", self.n_lanes, 1, MOST_LANES),
+            "rope_scale": real("rope-scale", self.rope_scale, 1, MOST_ROPE_SCALE),
+        }
+        for name, option in (("threads", "threads"), ("threads_batch", "threads-batch")):
+            if getattr(self, name) is not None:
+                checked[name] = whole(option, getattr(self, name), 1, MOST_THREADS)
+        if self.flash_attn is not None:
+            checked["flash_attn"] = truth("flash-attn", self.flash_attn)
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
         self._check_rope()
         if self.needs_flash and self.flash_attn is False:
             raise UsageError(
@@ -77,11 +85,6 @@ class CacheSettings:
             raise UsageError(
                 f"--rope-scaling {self.rope_scaling} is not one of {', '.join(ROPE_SCALINGS)}"
             )
-        if not 1 <= self.rope_scale <= MOST_ROPE_SCALE:
-            raise UsageError(
-                f"--rope-scale {self.rope_scale} is not possible: a factor from 1 to "
-                f"{MOST_ROPE_SCALE}"
-            )
         if (self.rope_scale > 1) != (self.rope_scaling in ("linear", "yarn")):
             raise UsageError(
                 "--rope-scaling linear or yarn and a --rope-scale above 1 go together: give both"
@@ -91,11 +94,6 @@ class CacheSettings:
     def needs_flash(self) -> bool:
         """Whether llama.cpp can read these values by flash attention only."""
         return CACHE_TYPES[self.cache_type_v].quantised
-
-
-def _check_range(option: str, value: object, most: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
-        raise UsageError(f"--{option} {value} is not possible: a number from 1 to {most}")
 
 
 USUAL = CacheSettings()

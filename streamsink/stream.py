@@ -770,6 +770,7 @@ class Stream(Closing):
     def _generate(
         self, max_tokens: int | None, text: TextStream, sampling: Sampling, ignore_eos: bool
     ) -> Iterator[Step]:
+        self._cache.backend.check_sampling(sampling)  # it may take seconds, and Ctrl-C acts there
         with self._alone:
             if self._is_empty:
                 if self._vocabulary.bos is None:
@@ -814,6 +815,8 @@ class Stream(Closing):
         if not ignore_eos and self._vocabulary.ends_generation(token):
             finish = "eos"
         piece = b"" if finish else self._vocabulary.piece(token)
+        if finish is None and sampler.stuck:
+            finish = "grammar"
         if finish is None and last:
             finish = "length"
         fresh = text.push(piece, final=finish is not None)

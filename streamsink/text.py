@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
+from streamsink import checked
 from streamsink.errors import UsageError
 
 
@@ -25,12 +26,13 @@ class TextStream:
     """
 
     def __init__(self, stop: Sequence[str] = ()) -> None:
-        if isinstance(stop, str):
+        if isinstance(stop, str) or not isinstance(stop, Iterable):
             stop = (stop,)
+        stop = tuple(checked.text("stop", one) for one in stop)
         if not all(stop):
             raise UsageError("an empty stop string would end every text at once (--stop)")
         self.stopped = False
-        self._stop = tuple(stop)
+        self._stop = stop
         self._held = ""
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 

@@ -74,6 +74,7 @@ class FakeSampler:
 
     def __init__(self) -> None:
         self.closed = False
+        self.stuck = False
 
     def close(self) -> None:
         self.closed = True
@@ -190,6 +191,9 @@ class FakeBackend:
     def logits(self) -> Logits:
         self._alive()
         return np.stack([logits_of(value) for value in self._rows])
+
+    def check_sampling(self, sampling: Sampling) -> None:
+        pass
 
     def sampler(self, sampling: Sampling, recent: Sequence[int]) -> FakeSampler:
         self._alive()

@@ -210,6 +210,9 @@ class FaultyBackend:
             self.fake.clear()
             self.shift_waits = False
 
+    def check_sampling(self, sampling: Sampling) -> None:
+        self.fake.check_sampling(sampling)
+
     def sampler(self, sampling: Sampling, recent: Sequence[int]) -> Sampler:
         with self._call("sampler"):
             return self.fake.sampler(sampling, recent)

@@ -1,10 +1,19 @@
 """Work that may die, in a process of its own."""
 
+import gc
 import os
+import random
+import signal
+import subprocess
 import sys
+import threading
 import time
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count
 from pathlib import Path
 
+import psutil
 import pytest
 
 from streamsink.child import Answer, Child, Died, ask, serve
@@ -69,7 +78,7 @@ def test_one_that_takes_too_much_is_ended() -> None:
     assert ask(HERE, {"do": "grow"}, seconds=30) == {"n": 2**30}
 
 
-def test_a_child_that_died_stays_dead() -> None:
+def test_what_kills_a_child_kills_the_next_one_too() -> None:
     with Child(HERE) as child:
         for _ in range(2):
             with pytest.raises(Died):
@@ -94,8 +103,163 @@ def test_without_an_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_nothing_is_left_behind() -> None:
     child = Child(HERE)
     process = child._process
-    del child
-    assert process.poll() is not None
+    assert process
+    popen = process._popen
+    del child, process
+    assert popen.returncode is not None
+
+
+ECHO = "tests.echo"
+
+
+def heard(child: Child, text: str, **more: object) -> Answer:
+    return child.ask({"text": text, **more}, seconds=30)
+
+
+def test_threads_get_their_own_answers() -> None:
+    with Child(ECHO) as child:
+
+        def ask(name: str) -> bool:
+            said = [f"{name} {at} {'x' * (at % 7 * 9000)}" for at in range(200)]
+            return [heard(child, text)["heard"] for text in said] == said
+
+        with ThreadPoolExecutor(4) as pool:
+            assert all(pool.map(ask, "abcd"))
+
+
+def test_one_that_dies_takes_no_other_thread_with_it() -> None:
+    with Child(ECHO) as child:
+
+        def ask(name: str) -> int:
+            n_died = 0
+            for at in range(8):
+                if name == "a" and at % 4 == 1:
+                    with pytest.raises(Died, match="exit code 4"):
+                        heard(child, "last words", dies=True)
+                    n_died += 1
+                assert heard(child, f"{name}{at}")["heard"] == f"{name}{at}"
+            return n_died
+
+        with ThreadPoolExecutor(3) as pool:
+            assert [*pool.map(ask, "abc")] == [2, 0, 0]
+
+
+def test_one_that_was_killed_while_it_had_nothing_to_do() -> None:
+    with Child(ECHO) as child:
+        first = heard(child, "a")
+        os.kill(first["pid"], signal.SIGKILL)
+        deadline = time.monotonic() + 10
+        while child._process and child._process.lives and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert heard(child, "b")["heard"] == "b"
+
+
+@pytest.mark.usefixtures("ctrl_c_interrupts")
+def test_after_an_interruption_at_any_moment_the_next_answer_is_its_own() -> None:
+    rng = random.Random(7)
+    signal.signal(signal.SIGALRM, signal.default_int_handler)
+    n_interrupted = 0
+    with Child(ECHO) as child:
+        heard(child, "first")
+        for at in range(60):
+            begun = time.monotonic()
+            try:
+                # Half of them while it begins, while it is asked or while it answers.
+                signal.setitimer(
+                    signal.ITIMER_REAL, rng.choice([2e-5, 2e-4, 2e-3, 0.2]) * rng.random()
+                )
+                try:
+                    for again in count():
+                        assert time.monotonic() - begun < 5
+                        more = {"seconds": 0.05} if at % 3 == 0 else {}
+                        text = f"{at} {again} {'x' * 70_000 * (at % 2)}"
+                        assert heard(child, text, **more)["heard"] == text
+                finally:
+                    signal.setitimer(signal.ITIMER_REAL, 0)
+            except KeyboardInterrupt:
+                n_interrupted += 1
+            assert heard(child, f"after {at}")["heard"] == f"after {at}"
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    assert n_interrupted == 60
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_a_fork_begins_a_process_of_its_own_and_leaves_ours_alone() -> None:
+    with Child(ECHO) as child:
+        ours = heard(child, "a")["pid"]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of threads; it calls exec soon
+            forked = os.fork()
+        if not forked:
+            try:
+                theirs = heard(child, "b")
+                child.close()
+                os._exit(0 if theirs["heard"] == "b" and theirs["pid"] != ours else 1)
+            finally:
+                os._exit(2)
+        assert os.waitpid(forked, 0)[1] == 0
+        assert heard(child, "c") == {"heard": "c", "pid": ours}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts by /proc")
+def test_neither_files_nor_threads_nor_processes_pile_up() -> None:
+    def n_open() -> tuple[int, int]:
+        gc.collect()
+        return len(os.listdir("/proc/self/fd")), threading.active_count()
+
+    def use(at: int) -> None:
+        child = Child(ECHO)
+        if at % 3 == 0:
+            heard(child, "x")
+        if at % 3 == 1:
+            with pytest.raises(Died):
+                heard(child, "x", dies=True)
+        if at % 2:
+            child.close()
+            with pytest.raises(Died, match="closed"):
+                heard(child, "x")
+
+    use(0)
+    before = n_open()
+    for at in range(50):
+        use(at)
+    deadline = time.monotonic() + 10
+    while n_open() != before and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert n_open() == before
+    with pytest.raises(ChildProcessError):  # nobody is left to wait for
+        os.waitpid(-1, os.WNOHANG)
+
+
+def test_a_child_does_not_outlive_its_parent() -> None:
+    program = (
+        f"from streamsink.child import Child; child = Child({ECHO!r});"
+        "print(child.ask({'text': ''}, seconds=30)['pid'], flush=True);"
+        "child.ask({'text': '', 'seconds': 60}, seconds=60)"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout
+    pid = int(parent.stdout.readline())
+    time.sleep(0.2)
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    deadline = time.monotonic() + 10
+    while psutil.pid_exists(pid) and time.monotonic() < deadline:
+        if psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+            break
+        time.sleep(0.05)
+    else:
+        assert not psutil.pid_exists(pid)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="no such signal")
+def test_one_that_does_not_even_read() -> None:
+    with Child(ECHO) as child:
+        os.kill(heard(child, "x")["pid"], signal.SIGSTOP)
+        with pytest.raises(Died, match="no answer"):
+            child.ask({"text": "x" * 10**7}, seconds=0.5)
+        assert heard(child, "y")["heard"] == "y"
 
 
 if __name__ == "__main__":

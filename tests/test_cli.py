@@ -97,7 +97,7 @@ def test_a_grammar_that_is_none(tmp_path: Path, default_model: str) -> None:
     grammar.write_text("root ::= [")
     done = run("generate", default_model, "-p", "x", "--grammar", str(grammar))
     assert done.returncode == 2
-    assert "parse" in done.stderr
+    assert "not GBNF" in done.stderr
     assert done.stderr.count("\n") == 1
 
 

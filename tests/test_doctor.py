@@ -79,11 +79,11 @@ def test_memory_is_what_is_then_allocated(tmp_path: Path, cache_type: str, n_ctx
     settings = CacheSettings(cache_type, cache_type)
     needs = {n.cache_type: n for n in survey(path, USUAL, [n_ctx]).needs}
     weights = Weights(path, 0)
-    with hearing(_SIZES) as lines:
+    with hearing(_SIZES) as said:
         NativeContext(weights, n_ctx, settings, swa_full=False).close()
     weights.close()
-    assert needs[cache_type].cache_bytes == pytest.approx(_bytes(lines, _CACHE), rel=0.03)
-    assert needs[cache_type].scratch_bytes == pytest.approx(_bytes(lines, _SCRATCH), rel=0.03)
+    assert needs[cache_type].cache_bytes == pytest.approx(_bytes(said.lines, _CACHE), rel=0.03)
+    assert needs[cache_type].scratch_bytes == pytest.approx(_bytes(said.lines, _SCRATCH), rel=0.03)
 
 
 def test_the_bytes_of_a_token(tiny_path: Path) -> None:

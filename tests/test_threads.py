@@ -9,6 +9,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -26,6 +27,7 @@ from streamsink.policy import SinkPolicy
 from streamsink.records import Step
 from streamsink.sampling import Sampling
 from streamsink.stream import Stream
+from streamsink.template import ChatTemplate
 from tests.fake_backend import FakeBackend
 from tests.test_stream_machine import N_CTX
 
@@ -226,3 +228,34 @@ def test_a_closed_stream_still_tells_what_it_was() -> None:
     stream.feed([1, 2, 3])
     stream.close()
     assert (stream.stats.index, stream.visible_tokens()) == (3, [1, 2, 3])
+
+
+def test_one_chat_template_from_several_threads() -> None:
+    template = ChatTemplate("", {})
+
+    def renders(name: str) -> bool:
+        said = [f"{name}{at}" for at in range(150)]
+        found = [template.render([{"role": "user", "content": text}], False) for text in said]
+        return found == [f"<|im_start|>user\n{text}<|im_end|>\n" for text in said]
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(renders, "abcd"))
+
+
+def again_and_again(template: ChatTemplate) -> None:
+    while True:
+        template.render([{"role": "user", "content": "before"}], False)
+
+
+def test_after_an_interrupted_template_the_next_text_is_its_own() -> None:
+    template = ChatTemplate("{{ messages[0].content }}", {})
+    endless = ChatTemplate(
+        "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", {}
+    )
+    for chosen, delay in [(template, 1e-4), (template, 5e-4), (endless, 0.2), (template, 2e-3)]:
+        timer = threading.Timer(delay, lambda: signal.raise_signal(signal.SIGINT))
+        timer.start()
+        with pytest.raises(KeyboardInterrupt):
+            again_and_again(chosen)
+        timer.join()
+        assert template.render([{"role": "user", "content": "after"}], False) == "after"

@@ -25,8 +25,8 @@ from streamsink.errors import (
     UsageError,
 )
 from streamsink.memory import available_bytes
-from streamsink.native import probe
-from streamsink.native.library import forget_errors, has_said, last_error
+from streamsink.native import grammar, probe
+from streamsink.native.library import Said, hearing
 from streamsink.native.params import context_params
 from streamsink.native.sampler import NativeSampler
 from streamsink.native.vocabulary import NativeVocabulary
@@ -232,12 +232,12 @@ class NativeContext:
             )
 
     def _decode(self, batch: _Batch, pos: int, sequences: Sequence[int]) -> None:
-        forget_errors()
-        code = int(llama.llama_decode(self._handle, batch.native))
+        with hearing() as said:
+            code = int(llama.llama_decode(self._handle, batch.native))
         # What was refused has not begun; all else begins with the shift that waits.
         if self._shift_waits and code != -1:
             self._shift_waits = False
-            _check_shift()
+            _check_shift(said)
         if code == 0:
             return
         if code not in _UNCHANGED:
@@ -245,7 +245,7 @@ class NativeContext:
         reason = _REASONS.get(code, "llama.cpp failed with")
         raise DecodeError(
             f"{reason} {batch.native.n_tokens} tokens (llama_decode returned {code}"
-            f"{': ' + last_error() if last_error() else ''})",
+            f"{': ' + said.reason if said.reason else ''})",
             code,
         )
 
@@ -263,14 +263,19 @@ class NativeContext:
         pointer = llama.llama_get_logits(self._handle)
         return np.ctypeslib.as_array(pointer, (self._n_rows, self.vocabulary.n_tokens))
 
+    def check_sampling(self, sampling: Sampling) -> None:
+        """Try the grammar, if there is one, in a process of its own; see `grammar.checked`."""
+        if sampling.grammar is not None:
+            grammar.checked(sampling.grammar, self._weights.path)
+
     def sampler(self, sampling: Sampling, recent: Sequence[int]) -> NativeSampler:
         """Build a chain; ``recent`` tokens count for its repetition penalties."""
-        return NativeSampler(self.vocabulary, sampling, recent)
+        return NativeSampler(self.vocabulary, self._weights.path, sampling, recent)
 
     def sample(self, sampler: Sampler, index: int) -> int:
         """Choose the token of an index by the last row of logits and accept it into the chain."""
         assert isinstance(sampler, NativeSampler)
-        return sampler.sample(self._handle, index)
+        return sampler.sample(self._handle, self.logits()[-1], index)
 
     # -- cells ----------------------------------------------------------------------------------
 
@@ -311,8 +316,10 @@ class NativeContext:
             self._n_compact_bytes, self._compact_buffer = 0, None
             return
         self.remove(seq, 0, -1)
-        if not llama.llama_state_seq_set_data(self._handle, buffer, n, seq):
-            raise TornError(f"llama.cpp could not put {n} bytes of cache back: {last_error()}")
+        with hearing() as said:
+            done = llama.llama_state_seq_set_data(self._handle, buffer, n, seq)
+        if not done:
+            raise TornError(f"llama.cpp could not put {n} bytes of cache back: {said.reason}")
 
     def _compact_bytes(self, n_ctx: int, settings: CacheSettings) -> int:
         """Room that a full sequence takes; 0 where moving it is no gain."""
@@ -355,9 +362,10 @@ class NativeContext:
             raise CacheError("keys wait to be rotated: feed or generate a token first")
         room = int(llama.llama_state_seq_get_size(self._handle, MAIN))
         buffer = (ctypes.c_uint8 * room)()
-        n = int(llama.llama_state_seq_get_data(self._handle, buffer, room, MAIN))
+        with hearing() as said:
+            n = int(llama.llama_state_seq_get_data(self._handle, buffer, room, MAIN))
         if n == 0:
-            raise CacheError(f"llama.cpp cannot give out the cache: {last_error()}")
+            raise CacheError(f"llama.cpp cannot give out the cache: {said.reason}")
         return memoryview(buffer)[:n]
 
     def load(self, cells: memoryview, end: int) -> None:
@@ -370,13 +378,13 @@ class NativeContext:
         """
         self.clear()
         data = np.frombuffer(cells, np.uint8).ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
-        forget_errors()
-        n = int(llama.llama_state_seq_set_data(self._handle, data, len(cells), MAIN))
+        with hearing() as said:
+            n = int(llama.llama_state_seq_set_data(self._handle, data, len(cells), MAIN))
         if n != len(cells) or llama.llama_memory_seq_pos_max(self._cache, MAIN) != end - 1:
             self.clear()
             raise CacheError(
                 f"llama.cpp cannot take {len(cells):,} bytes of cache: "
-                f"{last_error() or 'they are of another stream'}"
+                f"{said.reason or 'they are of another stream'}"
             )
 
     def clear(self) -> None:
@@ -439,13 +447,14 @@ class _Batch:
         self._members[at][: len(members)] = members
 
 
-def _check_shift() -> None:
+def _check_shift(said: Said) -> None:
     """Look whether the K-shift with which a decode began came to its end.
 
-    llama_decode does not say, and goes on (llama-context.cpp: memory_update). After an abort some
-    layers are rotated, and the next decode would rotate all of them again.
+    Its log alone says so: llama_decode goes on, and neither its code nor any call tells afterwards
+    (llama-context.cpp: memory_update). Not begun, positions are ahead of their keys; after an abort
+    some layers are rotated, and the next decode would rotate all of them again.
     """
-    if has_said("K-shift"):
+    if any("K-shift" in line or "memory update" in line for line in said.errors):
         raise TornError("a K-shift was aborted or failed: the keys are to be evaluated anew")
 
 
@@ -458,12 +467,17 @@ def _made(
     params = context_params(
         n_ctx, settings, weights.traits, offloads=weights.offloads, swa_full=swa_full
     )
-    forget_errors()
-    context = llama.llama_init_from_model(weights.handle, params)
+    context = None
+    try:
+        with hearing() as said:
+            context = llama.llama_init_from_model(weights.handle, params)
+    except BaseException:
+        _free(context)
+        raise
     if not context:
         raise ModelError(
             f"llama.cpp cannot make a context of {n_ctx} tokens: "
-            f"{last_error() or 'no reason given'}; lower --ctx or change --cache-type-k/-v"
+            f"{said.reason or 'no reason given'}; lower --ctx or change --cache-type-k/-v"
         )
     return context
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import logging
-import os
 import re
-import tempfile
+import threading
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,21 +21,84 @@ log.propagate = False
 # ggml.h: enum ggml_log_level
 _LEVELS = {1: logging.DEBUG, 2: logging.INFO, 3: logging.WARNING, 4: logging.ERROR}
 
-_errors: deque[str] = deque(maxlen=8)
-_heard: list[tuple[re.Pattern[str], list[str]]] = []
+
+class Said:
+    """What llama.cpp's log said in one call.
+
+    Attributes
+    ----------
+    lines : list of str
+        All lines that the pattern is found in.
+    errors : sequence of str
+        The last error lines.
+    """
+
+    def __init__(self, pattern: re.Pattern[str] | None) -> None:
+        self.lines: list[str] = []
+        self.errors: deque[str] = deque(maxlen=8)
+        self._pattern = pattern
+
+    def hear(self, level: int, line: str) -> None:
+        """Take in a line."""
+        if level == logging.ERROR:
+            self.errors.append(line)
+        if self._pattern and self._pattern.search(line):
+            self.lines.append(line)
+
+    @property
+    def reason(self) -> str:
+        """The last error line, without the function's name; or ''."""
+        # "failed to load model" only repeats that something failed: the line before says what.
+        telling = [line for line in self.errors if "failed to load model" not in line]
+        return (telling or list(self.errors) or [""])[-1].split(": ", 1)[-1]
+
+
+class _Call(threading.local):
+    """What a thread listens to, and what was raised while llama.cpp had the floor."""
+
+    def __init__(self) -> None:
+        self.listeners: list[Said] = []
+        self.raised: BaseException | None = None
+
+
+_call = _Call()
+
+
+@contextmanager
+def hearing(pattern: re.Pattern[str] | None = None) -> Iterator[Said]:
+    """Keep what llama.cpp says of the calls that are made in the block, by this thread.
+
+    llama.cpp calls back from the thread that called it. Threads of its own (those that check or
+    convert tensors, OpenMP's) compute and leave the talking to the one that waits for them; should
+    one of them say something, it goes to the log and is no call's reason.
+
+    Parameters
+    ----------
+    pattern : Pattern, optional
+        What is looked for, beside errors.
+    """
+    said = Said(pattern)
+    _call.listeners.append(said)
+    try:
+        yield said
+    finally:
+        _call.listeners.remove(said)
+        raised, _call.raised = _call.raised, None
+        # Ctrl-C while llama.cpp said something: ctypes prints what a callback raises, and drops it.
+        if raised is not None:
+            raise raised
 
 
 @llama.llama_log_callback  # type: ignore[untyped-decorator]
 def _on_log(level: int, text: bytes, _: Any) -> None:
-    line = text.decode("utf-8", "replace").rstrip("\n")
-    if not line:
-        return
-    if _LEVELS.get(level) == logging.ERROR:
-        _errors.append(line)
-    for pattern, lines in _heard:
-        if pattern.search(line):
-            lines.append(line)
-    log.log(_LEVELS.get(level, logging.DEBUG), "%s", line)
+    try:
+        line = text.decode("utf-8", "replace").rstrip("\n")
+        if line:
+            for said in _call.listeners:
+                said.hear(_LEVELS.get(level, logging.DEBUG), line)
+            log.log(_LEVELS.get(level, logging.DEBUG), "%s", line)
+    except BaseException as error:
+        _call.raised = error
 
 
 llama.llama_log_set(_on_log, ctypes.c_void_p(0))
@@ -47,55 +109,3 @@ def features() -> str:
     """What this build of llama.cpp makes use of, in its own words: ``AVX2 = 1 | AMX_INT8 = 1``."""
     text: str = llama.llama_print_system_info().decode("utf-8", "replace")
     return text.strip(" |")
-
-
-def forget_errors() -> None:
-    """Begin a call whose error lines are wanted."""
-    _errors.clear()
-
-
-def last_error() -> str:
-    """llama.cpp's last error line since `forget_errors`, without the function's name; or ''."""
-    # "failed to load model" only repeats that something failed: the line before says what.
-    for line in reversed(_errors):
-        if "failed to load model" not in line:
-            return line.split(": ", 1)[-1]
-    return _errors[-1].split(": ", 1)[-1] if _errors else ""
-
-
-@contextmanager
-def hearing(pattern: re.Pattern[str]) -> Iterator[list[str]]:
-    """Collect the lines of llama.cpp's log that a pattern is found in, while in the block."""
-    lines: list[str] = []
-    _heard.append((pattern, lines))
-    try:
-        yield lines
-    finally:
-        _heard.remove((pattern, lines))
-
-
-def has_said(text: str) -> bool:
-    """Whether an error line since `forget_errors` has this in it."""
-    return any(text in line for line in _errors)
-
-
-@contextmanager
-def caught_stderr() -> Iterator[list[str]]:
-    """Catch what C code prints to stderr past its log (llama-grammar.cpp); whole process.
-
-    The list holds the lines after the block.
-    """
-    lines: list[str] = []
-    try:
-        kept = os.dup(2)
-    except OSError:  # there is no stderr
-        yield lines
-        return
-    with os.fdopen(kept, "wb"), tempfile.TemporaryFile() as file:
-        os.dup2(file.fileno(), 2)
-        try:
-            yield lines
-        finally:
-            os.dup2(kept, 2)
-            file.seek(0)
-            lines += file.read().decode("utf-8", "replace").splitlines()

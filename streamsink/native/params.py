@@ -9,16 +9,20 @@ import psutil
 
 from streamsink.budget import flash_of, n_lanes_of
 from streamsink.cache_types import CACHE_TYPES
+from streamsink.checked import whole
 from streamsink.native import amx
 from streamsink.settings import ROPE_SCALINGS, CacheSettings
 from streamsink.traits import Traits
 
 ALL_LAYERS = 999
+MOST_LAYERS = 2**31 - 1
 
 
 def model_params(n_gpu_layers: int | None) -> llama.llama_model_params:
-    """How a model is loaded; ``None`` puts all layers on the GPU where there is one."""
+    """How a model is loaded; ``None`` or below 0 puts all layers on a GPU, if there is one."""
     params = llama.llama_model_default_params()
+    if n_gpu_layers is not None:
+        n_gpu_layers = whole("gpu-layers", n_gpu_layers, -MOST_LAYERS, MOST_LAYERS)
     if n_gpu_layers is None or n_gpu_layers < 0:
         n_gpu_layers = ALL_LAYERS
     params.n_gpu_layers = n_gpu_layers if llama.llama_supports_gpu_offload() else 0

@@ -1,68 +1,65 @@
-"""Sampler chains of llama.cpp: nothing of the vocabulary passes through Python."""
+"""Sampler chains of llama.cpp; only with a grammar do logits pass through Python."""
 
 from __future__ import annotations
 
 import secrets
 import weakref
 from collections.abc import Sequence
+from pathlib import Path
 
 import llama_cpp.llama_cpp as llama
+import numpy as np
 
-from streamsink.errors import ClosedError, UsageError
-from streamsink.native.library import caught_stderr, forget_errors, last_error
+from streamsink.backend import Logits
+from streamsink.errors import ClosedError, LogitsError, UsageError
+from streamsink.native.grammar import Candidates, Grammar, checked
 from streamsink.native.vocabulary import NativeVocabulary
 from streamsink.sampling import Sampling
 
 N_SEEDS = 2**32 - 1
 """The number after the last seed means to llama.cpp: a random one (llama.h: LLAMA_DEFAULT_SEED)."""
+COLDEST = 1e-4
+"""A temperature below this divides logits beyond f32, and above it already takes the likeliest."""
+MOST_LOGIT = 1e30
+"""Far beyond any model's, and far enough from f32's end for penalties."""
 
 
 class NativeSampler:
-    """A chain built from `Sampling`.
+    """A chain built from `Sampling`, and the grammar in front of it.
 
-    The grammar comes first, so that whatever follows chooses among what it allows.
+    Parameters
+    ----------
+    vocabulary : NativeVocabulary
+        Tokens of the model.
+    path : Path
+        Its file.
+    sampling : Sampling
+        The settings.
+    recent : sequence of int
+        Tokens that count for repetition penalties.
 
     Raises
     ------
     UsageError
-        The grammar cannot be read.
+        The grammar cannot be read, or not be followed.
     """
 
     def __init__(
-        self, vocabulary: NativeVocabulary, sampling: Sampling, recent: Sequence[int]
+        self, vocabulary: NativeVocabulary, path: Path, sampling: Sampling, recent: Sequence[int]
     ) -> None:
+        text = sampling.grammar
+        self._grammar = None if text is None else Grammar(vocabulary, checked(text, path))
         params = llama.llama_sampler_chain_default_params()
         params.no_perf = True
         self._seed: int | None = None
         self._chain: llama.llama_sampler_p | None = llama.llama_sampler_chain_init(params)
         self._free = weakref.finalize(self, llama.llama_sampler_free, self._chain)
-        try:
-            self._build(vocabulary, sampling, recent)
-        except Exception:
-            self.close()
-            raise
-
-    def _build(
-        self, vocabulary: NativeVocabulary, sampling: Sampling, recent: Sequence[int]
-    ) -> None:
-        if sampling.grammar is not None:
-            if not sampling.grammar.strip():
-                raise UsageError("the grammar is empty: give GBNF with a rule named root")
-            forget_errors()
-            with caught_stderr() as printed:
-                grammar = llama.llama_sampler_init_grammar(
-                    vocabulary.handle, sampling.grammar.encode(), b"root"
-                )
-            if not grammar:
-                reason = "; ".join(filter(None, [*printed, last_error()]))
-                raise UsageError(f"the grammar is not GBNF that llama.cpp reads: {reason}")
-            self._add(grammar)
         if sampling.penalizes:
             penalties = _penalties(vocabulary.n_tokens, sampling)
             for token in recent:
                 llama.llama_sampler_accept(penalties, token)
             self._add(penalties)
-        if sampling.temperature == 0:
+        if sampling.temperature < COLDEST:
             self._add(llama.llama_sampler_init_greedy())
             return
         if sampling.top_k > 0:
@@ -76,17 +73,60 @@ class NativeSampler:
         self._seed = secrets.randbelow(N_SEEDS) if sampling.seed is None else sampling.seed
         self._add(llama.llama_sampler_init_dist(self._seed))
 
+    @property
+    def stuck(self) -> bool:
+        """Whether the grammar lets nothing follow, not even the end of the text."""
+        return self._grammar is not None and not self._grammar.admitted.size
+
     def _add(self, sampler: llama.llama_sampler_p) -> None:
         # The chain owns what is added to it (llama.h).
         llama.llama_sampler_chain_add(self._chain, sampler)
 
-    def sample(self, context: llama.llama_context_p, index: int) -> int:
-        """Choose the token of an index by the last row of logits, and accept it."""
+    def sample(self, context: llama.llama_context_p, logits: Logits, index: int) -> int:
+        """Choose the token of an index, and accept it.
+
+        Parameters
+        ----------
+        context : ctypes pointer
+            A ``llama_context *``.
+        logits : ndarray of float32, shape (n_vocab,)
+            Its last row.
+        index : int
+            The token's place in the stream.
+
+        Raises
+        ------
+        LogitsError
+            The row has numbers that are none, or is far beyond what a model computes.
+        UsageError
+            The grammar is at a dead end; see `stuck`.
+        """
         if self._chain is None:
             raise ClosedError("this sampler is closed: build another")
+        # A row's maximum is NaN if any of it is. llama.cpp's samplers sort by comparison, and take
+        # differences of logits: with NaN or infinity they end the process or choose at random.
+        if not -np.inf < logits.max() < MOST_LOGIT:
+            raise LogitsError(
+                "the model's logits are no numbers any more: keys that are rotated again and again "
+                "while quantised are worn out by it (--cache-type-k f16, or --placement reanchor); "
+                "otherwise the file is damaged"
+            )
         if self._seed is not None:
             self._reseed(seed_at(self._seed, index))
-        return int(llama.llama_sampler_sample(self._chain, context, -1))
+        if self._grammar is None:
+            return int(llama.llama_sampler_sample(self._chain, context, -1))
+        return self._sample_admitted(self._grammar, logits)
+
+    def _sample_admitted(self, grammar: Grammar, logits: Logits) -> int:
+        tokens = grammar.admitted[logits[grammar.admitted] > -np.inf]
+        if not tokens.size:
+            raise UsageError("the grammar lets nothing follow that the model could say")
+        candidates = Candidates(tokens, logits[tokens])
+        candidates.apply(self._chain)
+        token = candidates.selected
+        llama.llama_sampler_accept(self._chain, token)
+        grammar.accept(token)
+        return token
 
     def _reseed(self, seed: int) -> None:
         # llama.cpp can neither give out the state of a generator nor seed it anew, and a new one
@@ -99,6 +139,8 @@ class NativeSampler:
         """Free the chain. Twice is fine."""
         self._chain = None
         self._free()
+        if self._grammar:
+            self._grammar.close()
 
 
 def seed_at(seed: int, index: int) -> int:

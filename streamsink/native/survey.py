@@ -20,7 +20,7 @@ from streamsink.child import Answer, limit, serve
 from streamsink.errors import ModelError
 from streamsink.header import read_header
 from streamsink.native.devices import gpus
-from streamsink.native.library import forget_errors, hearing, last_error
+from streamsink.native.library import hearing
 from streamsink.native.params import context_params, model_params
 from streamsink.native.traits import TOLD, read_traits
 from streamsink.native.vocabulary import NativeVocabulary
@@ -57,17 +57,16 @@ def answer(request: Answer) -> Answer:
             params.use_mmap = False
     else:  # llama-cpp-python of old: the file is mapped, and contexts are left out
         params.use_extra_bufts = False
-    forget_errors()
     # A vocabulary of 150,000 tokens takes llama.cpp 0.3 s and the header's reader half of that.
-    with ThreadPoolExecutor(1) as beside, hearing(TOLD) as lines:
+    with ThreadPoolExecutor(1) as beside, hearing(TOLD) as said:
         reading = beside.submit(read_header, path)
         model = llama.llama_model_load_from_file(os.fsencode(path), params)
     if not model:
-        raise ModelError(f"llama.cpp cannot load {path}: {last_error() or 'no reason given'}")
+        raise ModelError(f"llama.cpp cannot load {path}: {said.reason or 'no reason given'}")
     header = reading.result()
     names = header.tensor_names()
     weight_bytes = sum(part.stat().st_size for part in header.parts())
-    traits = read_traits(model, NativeVocabulary(model), header, names, lines)
+    traits = read_traits(model, NativeVocabulary(model), header, names, said.lines)
     shifts, needs = not simulates, []
     if simulates and traits.decoder and not traits.encoder:
         usual = CacheSettings(**request["settings"])
@@ -76,9 +75,9 @@ def answer(request: Answer) -> Answer:
         shifts = _can_shift(model, whole)
         for n_ctx, settings in product(contexts, cache_settings(usual, traits)):
             context = context_params(n_ctx, settings, traits, offloads=offloads, swa_full=False)
-            with hearing(_SIZES) as lines:
+            with hearing(_SIZES) as said:
                 _can_shift(model, context)
-            if lines:
+            if lines := said.lines:
                 sizes = _bytes(lines, _CACHE), _bytes(lines, _SCRATCH)
                 needs.append((n_ctx, settings.cache_type_k, *sizes))
     llama.llama_model_free(model)

@@ -12,7 +12,7 @@ import llama_cpp.llama_cpp as llama
 
 from streamsink.errors import ClosedError, ModelError
 from streamsink.header import Header, read_header
-from streamsink.native.library import forget_errors, hearing, last_error
+from streamsink.native.library import hearing
 from streamsink.native.params import model_params
 from streamsink.native.traits import TOLD, read_traits
 from streamsink.native.vocabulary import NativeVocabulary
@@ -65,13 +65,13 @@ class Weights:
         names = header.tensor_names()
         params = model_params(n_gpu_layers)
         self.offloads = params.n_gpu_layers > 0
-        forget_errors()
-        with hearing(TOLD) as lines:
+        with hearing(TOLD) as said:
             handle = llama.llama_model_load_from_file(os.fsencode(path), params)
+            if handle:
+                self._free = weakref.finalize(self, llama.llama_model_free, handle)
         if not handle:
-            raise ModelError(f"llama.cpp cannot load {path}: {last_error() or 'no reason given'}")
-        self._hold(handle, names, lines)
-        self._free = weakref.finalize(self, llama.llama_model_free, handle)
+            raise ModelError(f"llama.cpp cannot load {path}: {said.reason or 'no reason given'}")
+        self._hold(handle, names, said.lines)
 
     @classmethod
     def borrowed(

@@ -1,0 +1,109 @@
+"""Options of the wrong type or out of range are refused at once, by name."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from streamsink.errors import UsageError
+from streamsink.model import Model
+from streamsink.native.weights import Weights
+from streamsink.policy import SinkPolicy
+from streamsink.sampling import Sampling
+from streamsink.settings import CacheSettings
+from streamsink.text import TextStream
+
+HUGE = 10**5000
+"""Python refuses to print it."""
+NO_NUMBERS: list[Any] = ["7", b"7", True, [1], None, 1j, object(), math.nan, HUGE, -HUGE]
+NO_WHOLES = [*NO_NUMBERS, 1.5, 40.0, np.float32(2), np.True_, math.inf]
+
+REALS = {
+    "temperature": "temp",
+    "top_p": "top-p",
+    "min_p": "min-p",
+    "repeat_penalty": "repeat-penalty",
+    "frequency_penalty": "frequency-penalty",
+    "presence_penalty": "presence-penalty",
+}
+WHOLES: list[tuple[Callable[..., object], str, str]] = [
+    (Sampling, "top_k", "top-k"),
+    (Sampling, "repeat_last_n", "repeat-last-n"),
+    (Sampling, "seed", "seed"),
+    (SinkPolicy, "n_keep", "keep"),
+    (SinkPolicy, "n_discard", "discard"),
+    (SinkPolicy, "slack", "slack"),
+    (CacheSettings, "n_batch", "batch"),
+    (CacheSettings, "n_lanes", "lanes"),
+    (CacheSettings, "threads", "threads"),
+    (CacheSettings, "threads_batch", "threads-batch"),
+]
+MAY_BE_NONE = ("seed", "slack", "threads", "threads_batch")
+
+
+@pytest.mark.parametrize(("make", "field", "option"), WHOLES)
+def test_whole_numbers(make: Callable[..., Any], field: str, option: str) -> None:
+    for value in NO_WHOLES:
+        if value is None and field in MAY_BE_NONE:
+            continue
+        with pytest.raises(UsageError, match=f"--{option} ") as caught:
+            make(**{field: value})
+        assert len(str(caught.value)) < 250
+    for number in (np.int64(3), np.uint8(3), 3):
+        made = getattr(make(**{field: number}), field)
+        assert (type(made), made) == (int, 3)
+
+
+@pytest.mark.parametrize(("field", "option"), REALS.items())
+def test_numbers(field: str, option: str) -> None:
+    for value in [*NO_NUMBERS, math.inf, -math.inf]:
+        with pytest.raises(UsageError, match=f"--{option} "):
+            Sampling(**{field: value})
+    numbers: list[Any] = [1, 1.0, np.float32(1), np.int64(1)]
+    for number in numbers:
+        made = getattr(Sampling(**{field: number}), field)
+        assert (type(made), made) == (float, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("make", "field", "values"),
+    [
+        (Sampling, "grammar", [b'root ::= "a"', Path("a.gbnf"), 7, ['root ::= "a"']]),
+        (SinkPolicy, "force", [1, "yes", None]),
+        (SinkPolicy, "placement", [1, None, "rotates", ["auto"]]),
+        (SinkPolicy, "n_keep", ["systems", ""]),
+        (SinkPolicy, "n_discard", ["a turn", b"half"]),
+        (CacheSettings, "flash_attn", [1, "on", 0]),
+        (CacheSettings, "cache_type_k", [1, None, ["f16"], "F16", {}]),
+        (CacheSettings, "cache_type_v", [16, None]),
+        (CacheSettings, "rope_scaling", [1, ["yarn"], True]),
+        (CacheSettings, "rope_scale", ["2", None, True, math.nan, 0, HUGE]),
+    ],
+)
+def test_other_values(make: Callable[..., object], field: str, values: list[object]) -> None:
+    for value in values:
+        with pytest.raises(UsageError, match=field.split("_")[-1]):
+            make(**{field: value})
+
+
+@pytest.mark.parametrize("stop", [[1], [b"x"], 7, None, ["a", None]])
+def test_stop_strings(stop: Any) -> None:
+    with pytest.raises(UsageError, match="--stop"):
+        TextStream(stop)
+
+
+def test_what_a_model_is_opened_with(model: Model) -> None:
+    for layers in ("all", 1.5, True, [3]):
+        with pytest.raises(UsageError, match="--gpu-layers"):
+            Weights(model.path, layers)  # type: ignore[arg-type]
+    for n_ctx in NO_WHOLES[:-6]:
+        if n_ctx is not None:
+            with pytest.raises(UsageError, match="--ctx"):
+                model.stream(n_ctx=n_ctx)
+    with model.stream(SinkPolicy(np.int64(4)), n_ctx=np.int64(64)) as stream:  # type: ignore[arg-type]
+        assert type(stream.n_ctx) is int
