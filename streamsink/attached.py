@@ -21,6 +21,7 @@ from streamsink.cache_types import CACHE_TYPES
 from streamsink.errors import CacheError, UsageError
 from streamsink.header import read_header
 from streamsink.ledger import Evicted
+from streamsink.logprobs import Chosen, Newest, told
 from streamsink.native.context import NativeContext
 from streamsink.native.weights import Weights
 from streamsink.policy import SinkPolicy
@@ -31,6 +32,10 @@ from streamsink.trial import tried
 
 ENDLESS = 2**31 - 1
 """What an attached object takes for the size of its context."""
+
+SEAM = 16
+"""Tokens of a prompt's end that the next prompt may have otherwise: what a template writes before
+an answer is not always what it writes before one that was given, and a tokenizer joins the two."""
 
 _FLASH = {-1: None, 0: False, 1: True}  # llama.h: enum llama_flash_attn_type
 
@@ -46,6 +51,12 @@ def attach(
 
     From here on a prompt may be of any length, and ``max_tokens=None`` goes on until the model
     ends. The object's cache, of one sequence, is streamed in by rotation; what it held is dropped.
+
+    What of a prompt is in the cache already is not evaluated again, as long as the model then sees
+    what it would see had all of it been: the whole of a prompt that fits, whatever was said in
+    between. A longer one goes on where nothing but the last answer is read in anew, which is how a
+    conversation grows; one that was edited further back, or has become shorter, is evaluated from
+    the beginning.
 
     Parameters
     ----------
@@ -87,12 +98,19 @@ def attach(
         swa_full=bool(getattr(params, "swa_full", True)),
         borrowed=llama.ctx,
     )
+
+    def note(evicted: Evicted) -> None:
+        llama._last_evicted = max(evicted.index, llama._last_evicted or 0)
+        if on_evict:
+            on_evict(evicted)
+
     try:
-        stream = Stream(backend, policy, llama.n_ctx(), on_evict=on_evict, on_event=on_event)
+        stream = Stream(backend, policy, llama.n_ctx(), on_evict=note, on_event=on_event)
         stream.reset()
     except BaseException:
         backend.close()
         raise
+    llama._last_evicted, llama._n_prompt, llama._chosen = None, 0, None
     kind = type(llama)
     llama.__class__ = type(kind.__name__, (_Endless, kind), {"__module__": kind.__module__})
     llama._streamsink = stream
@@ -106,17 +124,23 @@ class _Endless(Llama):  # type: ignore[misc]
     """What is otherwise on an attached object; it comes before the object's own class."""
 
     _streamsink: Stream
+    _n_prompt: int
+    _last_evicted: int | None
+    _chosen: list[Chosen] | None
+    _n_top: int
     input_ids: NDArray[np.intc]
     scores: NDArray[np.single]
 
     def reset(self) -> None:
         self._streamsink.reset()
         self.n_tokens = 0
+        self._n_prompt = 0
+        self._last_evicted = None
 
     def eval(self, tokens: Sequence[int]) -> None:
         tokens = list(tokens)
-        self._streamsink.feed(tokens)
-        self._note(tokens)
+        self._n_prompt = self.n_tokens + len(tokens)
+        self._take_in(tokens)
 
     def generate(self, tokens: Sequence[int], *args: Any, **given: Any) -> Iterator[int]:
         call = inspect.signature(super().generate).bind(tokens, *args, **given)
@@ -129,33 +153,77 @@ class _Endless(Llama):  # type: ignore[misc]
         stopping = asked["stopping_criteria"]
         while True:
             token = sampler.sample(self._ctx, -1)
-            if self._logits_all:
-                self._note_scores()
+            if self._chosen is not None:
+                self._chosen.append(Chosen.of(token, self._streamsink.logits(), self._n_top))
+            elif self._logits_all:
+                # Where `Llama` looks for it, but that the places are used again and again.
+                at = (self.n_tokens - 1) % len(self.scores)
+                self.scores[at] = self._streamsink.logits()
             if stopping and stopping(self._input_ids, self._streamsink.logits()):
                 return
             more = yield token
-            self.eval([token, *(more or ())])
+            self._take_in([token, *(more or ())])
 
     def _go_to(self, tokens: list[int], *, afresh: bool) -> None:
         """Have the stream hold these tokens, of which it may hold the first already."""
-        if self._streamsink.stats.index != self.n_tokens:
-            self.reset()  # fed from elsewhere, or a decode has failed
         held = _n_alike(self._input_ids, tokens) if afresh else self.n_tokens
-        if held < self.n_tokens:
-            try:
-                self._streamsink.rewind(held)
-                self.n_tokens = held
-            except (UsageError, CacheError):  # evicted since, or in a recurrent state
-                self.reset()
-                held = 0
+        # Fed from elsewhere, or a decode has failed.
+        is_other = self._streamsink.stats.index != self.n_tokens
+        if is_other or (held < self.n_tokens and not self._go_back(held, len(tokens))):
+            held = self._begin_anew(tokens[:held] if afresh else [])
         rest = tokens[held:] if afresh else tokens
         if rest:
             self.eval(rest)
         else:
+            self._n_prompt = self.n_tokens
             self._streamsink.logits()
 
-    def _note(self, tokens: Sequence[int]) -> None:
-        """Enter tokens into what the object knows of them: all, the evicted ones included."""
+    def _begin_anew(self, held: list[int]) -> int:
+        """Forget everything; return how many tokens of the prompt are read in again already.
+
+        They are those that were pinned as the whole first prompt, if they are among the ``held``,
+        with which this prompt begins.
+        """
+        stream = self._streamsink
+        n_pinned = stream.stats.pinned if stream.policy.n_keep == -1 else 0
+        self.reset()
+        if not 0 < n_pinned <= len(held):
+            return 0
+        self.eval(held[:n_pinned])
+        return n_pinned
+
+    def _go_back(self, held: int, n_prompt: int) -> bool:
+        """Take back what comes after the first tokens, if it may then go on with a prompt.
+
+        Whoever goes back does not get back what was evicted since. What left last leaves a stream
+        that has taken in more than ``full`` tokens. So from there on the same is visible as if all
+        had been evaluated, and so it has to be: at the place where the stream goes on, and then
+        nothing differs at all; or else at the prompt's end, where only the last answer is read in
+        anew, which is how a conversation grows.
+
+        Parameters
+        ----------
+        held : int
+            Tokens that the stream and the prompt have in common.
+        n_prompt : int
+            Tokens of the prompt.
+        """
+        stream = self._streamsink
+        if self._last_evicted is not None:
+            full = self._last_evicted + stream.n_ctx - stream.stats.pinned
+            is_answer = held >= self._n_prompt - SEAM
+            if held <= full and not (is_answer and n_prompt > full):
+                return False
+        try:
+            stream.rewind(held)
+        except (UsageError, CacheError):  # not in the window, or in a recurrent state
+            return False
+        self.n_tokens = held
+        return True
+
+    def _take_in(self, tokens: Sequence[int]) -> None:
+        """Feed tokens and enter them into what the object knows of: all, the evicted included."""
+        self._streamsink.feed(tokens)
         n = self.n_tokens + len(tokens)
         if n > len(self.input_ids):
             self.input_ids = np.concatenate([self._input_ids, np.zeros(n, np.intc)])
@@ -163,22 +231,28 @@ class _Endless(Llama):  # type: ignore[misc]
         self.n_tokens = n
 
     @property
-    def _scores(self) -> NDArray[np.single]:
-        rows: NDArray[np.single] = self.scores[: self.n_tokens]
-        return rows
-
-    def _note_scores(self) -> None:
-        """Enter the logits of the newest token, where `Llama` looks for them."""
-        if self.n_tokens > len(self.scores):
-            more = np.zeros((2 * self.n_tokens, self._n_vocab), np.single)
-            more[: len(self.scores)] = self.scores
-            self.scores = more
-        self.scores[self.n_tokens - 1] = self._streamsink.logits()
+    def _scores(self) -> Newest:
+        return Newest(self.scores, self.n_tokens)
 
     def _create_completion(self, *args: Any, **given: Any) -> Any:
-        if given.get("logprobs") is not None and given.get("echo"):
+        n_top = given.get("logprobs")
+        if n_top is not None and given.get("echo"):
             raise ValueError("logprobs of an echoed prompt are not kept in an endless completion")
-        return super()._create_completion(*args, **given)
+        if n_top is None or given.get("stream") or not self._logits_all:
+            return super()._create_completion(*args, **given)
+        return self._with_logprobs(n_top, *args, **given)
+
+    def _with_logprobs(self, n_top: int, *args: Any, **given: Any) -> Iterator[Any]:
+        """A whole completion and its logprobs, taken down as it goes: `Llama` would do it after."""
+        self._n_top, self._chosen = n_top, []
+        try:
+            answer = next(super()._create_completion(*args, **{**given, "logprobs": None}))
+            choices = self._chosen
+        finally:
+            self._chosen = None
+        prompt = given["prompt"]
+        answer["choices"][0]["logprobs"] = told(choices, self, n_before=len(prompt))
+        yield answer
 
     def set_cache(self, cache: Any) -> None:
         if cache is not None:

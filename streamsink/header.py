@@ -22,6 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamsink.errors import ModelError, UsageError
+from streamsink.fingerprint import Stamp
+from streamsink.regular import open_regular
 
 Number: TypeAlias = "np.dtype[np.generic]"
 Value: TypeAlias = "bool | int | float | str | Strings | NDArray[np.generic]"
@@ -49,9 +51,6 @@ SCALARS: dict[int, Number] = {
 # The least that an entry takes: an empty string's length, a type, a value; of a tensor, its name,
 # the number of its dimensions, its type and where it begins.
 LEAST_PAIR, LEAST_TENSOR, LEAST_STRING = 13, 24, 8
-
-SAMPLES, SAMPLE_BYTES = 64, 4096
-"""Blocks of the weights that tell a model from another with the same header."""
 
 _LENGTH = struct.Struct("<Q")
 _PART = re.compile(r"^(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf$")
@@ -104,6 +103,8 @@ class Header:
         Size of the file.
     digest : str
         SHA-256 of the header and of the file's size, in hexadecimal digits.
+    stamp : Stamp
+        Which file it was read from.
     """
 
     path: Path
@@ -112,31 +113,13 @@ class Header:
     tensors: Mapping[str, Tensor]
     n_bytes: int
     digest: str
+    stamp: Stamp
 
     @property
     def architecture(self) -> str:
         """llama.cpp's name of the architecture; '' where the file names none."""
         name = self.metadata.get("general.architecture", "")
         return name if isinstance(name, str) else ""
-
-    def fingerprint(self) -> str:
-        """SHA-256 of the header and of blocks throughout the weights, in hexadecimal digits.
-
-        Two training runs of one model have one header.
-
-        Raises
-        ------
-        ModelError
-            A part of the model is not there.
-        """
-        digest = hashlib.sha256(self.digest.encode())
-        for part in self.parts():
-            with part.open("rb") as file:
-                n_bytes = os.fstat(file.fileno()).st_size
-                for at in range(1, SAMPLES + 1):
-                    file.seek(max(0, n_bytes * at // SAMPLES - SAMPLE_BYTES))
-                    digest.update(file.read(SAMPLE_BYTES))
-        return digest.hexdigest()
 
     def parts(self) -> list[Path]:
         """All files of the model: the file itself, or those it is split into.
@@ -192,14 +175,15 @@ def read_header(path: Path) -> Header:
         It is not a GGUF file, or a damaged one.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
+            stamp = Stamp.of(os.fstat(file.fileno()))
             begin = file.read(len(MAGIC))
             if begin != MAGIC:
                 raise ModelError(
                     f"{path} is not a GGUF file: it begins with {begin!r}, not {MAGIC!r}"
                 )
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                header = _Reader(path, data).header()
+                header = _Reader(path, data, stamp).header()
     except OSError as error:
         reason = error.strerror or str(error)
         raise UsageError(
@@ -213,9 +197,10 @@ def read_header(path: Path) -> Header:
 class _Reader:
     """Goes through the bytes of a header, never past the end of the file."""
 
-    def __init__(self, path: Path, data: mmap.mmap) -> None:
+    def __init__(self, path: Path, data: mmap.mmap, stamp: Stamp) -> None:
         self._path = path
         self._data = data
+        self._stamp = stamp
         self._at = len(MAGIC)
 
     def header(self) -> Header:
@@ -229,7 +214,8 @@ class _Reader:
         n_bytes = len(self._data)
         digest = hashlib.sha256(n_bytes.to_bytes(8, "little"))
         digest.update(self._data[: self._at])
-        return Header(self._path, version, metadata, tensors, n_bytes, digest.hexdigest())
+        known = digest.hexdigest()
+        return Header(self._path, version, metadata, tensors, n_bytes, known, self._stamp)
 
     def _table(self, n: int, what: str, entry: Callable[[str], T]) -> dict[str, T]:
         found: dict[str, T] = {}

@@ -229,22 +229,21 @@ class Model(Closing):
         UsageError, CapabilityError, MemoryBudgetError, DecodeError, CacheError
             As for `stream`, and for evaluating the tokens.
         """
-        path = Path(path)
-        saved = session.read(path)
-        kind, snapshot = saved.kind, saved.stream
-        before = {
-            name: getattr(kind, name)
-            for name in ("cache_type_k", "cache_type_v", "rope_scaling", "rope_scale")
-        }
-        with ThreadPoolExecutor(1) as beside:  # the disk and the checksum, while memory is taken
-            reading = beside.submit(session.read_cells, path)
-            stream = self.stream(
-                policy or snapshot.policy,
-                n_ctx or snapshot.n_ctx,
-                **{**before, **settings},
-                on_evict=on_evict,
-                on_event=on_event,
-            )
+        with session.SessionFile(Path(path)) as file:
+            kind, snapshot = file.session.kind, file.session.stream
+            before = {
+                name: getattr(kind, name)
+                for name in ("cache_type_k", "cache_type_v", "rope_scaling", "rope_scale")
+            }
+            with ThreadPoolExecutor(1) as beside:  # disk and checksum, while memory is taken
+                reading = beside.submit(file.cells)
+                stream = self.stream(
+                    policy or snapshot.policy,
+                    snapshot.n_ctx if n_ctx is None else n_ctx,
+                    **{**before, **settings},
+                    on_evict=on_evict,
+                    on_event=on_event,
+                )
         try:
             stream.restore(snapshot, kind, reading.result(), policy)
         except BaseException:

@@ -490,7 +490,7 @@ class Stream(Closing):
                 cells = None  # then the tokens are evaluated again
         # A copy by now: another thread may use the stream, and Ctrl-C may end the writing.
         session.write(Path(path), backend.kind, snapshot, talk, cells)
-        self._happened("save", snapshot.n_live, start)
+        self._happened("save", snapshot, snapshot.n_live, start)
 
     def restore(
         self,
@@ -538,7 +538,7 @@ class Stream(Closing):
             n_evaluated = self._cache.evaluate() if why else 0
             if policy != snapshot.policy:
                 self._adopt(policy)
-        self._happened("restore", n_evaluated, start)
+        self._happened("restore", snapshot, n_evaluated, start)
         self.restored = Restored(n_evaluated, why, (time.perf_counter() - start) * 1e3)
         return self.restored
 
@@ -580,10 +580,12 @@ class Stream(Closing):
         self._pending = list(snapshot.pending)
         self._pinned = snapshot.pinned
 
-    def _happened(self, kind: Literal["save", "restore"], n_tokens: int, start: float) -> None:
+    def _happened(
+        self, kind: Literal["save", "restore"], where: Snapshot, n_tokens: int, start: float
+    ) -> None:
         if self._on_event:
-            ms = (time.perf_counter() - start) * 1e3
-            self._on_event(Event(kind, self.stats.index, n_tokens, ms))
+            index, ms = where.n_tokens + len(where.pending), (time.perf_counter() - start) * 1e3
+            self._on_event(Event(kind, index, n_tokens, ms))
 
     def logits(self) -> Logits:
         """What the stream foresees: the logits of the next token.

@@ -1,13 +1,19 @@
 """Fixtures that more than one test module uses."""
 
+import os
 import signal
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeAlias
 
 import pytest
 
+from streamsink.chat import Chat
 from streamsink.model import Model
 from streamsink.native.weights import Weights
+from streamsink.policy import SinkPolicy
+from streamsink.template import ChatTemplate
 from tests.tiny_gguf import TinyModel
 
 
@@ -36,3 +42,58 @@ def ctrl_c_interrupts() -> Iterator[None]:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+Run: TypeAlias = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """Where the command line keeps what it keeps."""
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def environment(home: Path) -> dict[str, str]:
+    """What the command line finds around it."""
+    return {**os.environ, "STREAMSINK_HOME": str(home)}
+
+
+@pytest.fixture
+def run(environment: dict[str, str]) -> Run:
+    """The command line, in a home of its own."""
+    from tests.test_cli import STREAMSINK
+
+    def call(*arguments: str, given: str = "") -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*STREAMSINK, *arguments],
+            input=given,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=120,
+            check=False,
+            env=environment,
+        )
+
+    return call
+
+
+@pytest.fixture
+def at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home and a current folder of its own."""
+    monkeypatch.setenv("STREAMSINK_HOME", str(tmp_path / "home"))
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    return here
+
+
+@pytest.fixture
+def chat(model: Model) -> Iterator[Chat]:
+    """A chat with the model in `tiny_path`."""
+    with model.stream(SinkPolicy(4, 1), 128, "f32", "f32") as stream:
+        yield Chat(
+            stream,
+            ChatTemplate("{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}", {}),
+        )

@@ -11,7 +11,7 @@ import pytest
 from llama_cpp import Llama, LlamaGrammar, LlamaRAMCache
 
 import streamsink
-from streamsink.errors import CapabilityError, ClosedError, UsageError
+from streamsink.errors import CapabilityError, ClosedError, ModelError, UsageError
 from streamsink.model import Model
 from streamsink.native.weights import Weights
 from streamsink.policy import SinkPolicy
@@ -60,6 +60,127 @@ def test_within_the_context_nothing_changes(tiny_path: Path, llama: Llama) -> No
         assert found["usage"] == expected["usage"]
         assert found.keys() == expected.keys()
         assert found["choices"][0].keys() == expected["choices"][0].keys()
+
+
+def answer(llama: Llama, tokens: list[int], n: int = 12) -> list[int]:
+    """The most probable tokens after a prompt."""
+    steps = llama.generate(tokens, temp=0.0)
+    return [next(steps) for _ in range(n)]
+
+
+def some_tokens(seed: int, n: int) -> list[int]:
+    return [int(token) for token in np.random.default_rng(seed).integers(10, 250, n)]
+
+
+def test_any_sequence_of_prompts_is_answered_as_by_a_plain_llama(
+    tiny_path: Path, llama: Llama
+) -> None:
+    """Those that fit: again, edited, shortened, gone on with, after others, after a reset."""
+    plain = llama_of(tiny_path)
+    streamsink.attach(llama)
+    draw = np.random.default_rng(5)
+    prompt, given = some_tokens(6, 200), some_tokens(6, 1)
+    for at in range(40):
+        kind = draw.integers(6)
+        if kind == 1:
+            prompt = [*prompt[: draw.integers(1, len(prompt))], *some_tokens(at, 9)]
+        elif kind == 2:
+            prompt = prompt[: draw.integers(1, len(prompt) + 1)]
+        elif kind == 3:
+            prompt = [*prompt, *given, *some_tokens(at, 15)]
+        elif kind == 4:
+            prompt = some_tokens(at, 60)
+        elif kind == 5:
+            plain.reset()
+            llama.reset()
+        prompt = prompt[:230]
+        n = int(draw.integers(1, 24))
+        given = answer(llama, prompt, n)
+        assert given == answer(plain, prompt, n), f"call {at}, of kind {kind}"
+    plain.close()
+
+
+@pytest.mark.parametrize("policy", [SinkPolicy(4, 1), SinkPolicy(4, "half"), SinkPolicy(0, 16)])
+def test_a_prompt_that_fits_is_not_answered_from_what_was_left_of_it(
+    tiny_path: Path, llama: Llama, policy: SinkPolicy
+) -> None:
+    """After an answer that has evicted some of it, though the rest is in the window."""
+    plain = llama_of(tiny_path)
+    stream = streamsink.attach(llama, policy)
+    prompt = some_tokens(7, 200)
+    edited = [*prompt[:190], *some_tokens(8, 12)]
+    for second in (prompt, edited, prompt[:180], [*prompt, *some_tokens(9, 40)]):
+        for n in (60, 100, 140):
+            answer(llama, prompt, n)
+            assert stream.stats.evicted
+            assert answer(llama, second) == answer(plain, second)
+            assert not stream.stats.evicted
+            assert stream.stats.sees == ((0, len(second) + 11),)
+    plain.close()
+
+
+POLICIES = {
+    "one": SinkPolicy(4, 1),
+    "several": SinkPolicy(4, 16),
+    "half": SinkPolicy(8, "half"),
+    "no sink": SinkPolicy(0, 7),
+    "sentence": SinkPolicy(4, "sentence"),
+    "whole prompt": SinkPolicy(-1, 3),
+}
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_what_can_be_seen_of_a_prompt_does_not_depend_on_what_was_before(
+    tiny_path: Path, llama: Llama, name: str
+) -> None:
+    """Of any prompt, also of one that does not fit: what a stream that has read it alone sees."""
+    policy = POLICIES[name]
+    stream = streamsink.attach(llama, policy)
+    draw = np.random.default_rng(len(name))
+    prompt = some_tokens(10, 90)
+    with Model(Weights(tiny_path)) as model:
+        for at in range(16):
+            given = answer(llama, prompt, int(draw.integers(1, 90)))
+            kind = draw.integers(4)
+            if kind == 0:
+                prompt = [*prompt, *given, *some_tokens(at, 30)]
+            elif kind == 1:
+                cut = max(1, len(prompt) - int(draw.integers(1, 60)))
+                prompt = [*prompt[:cut], *some_tokens(at, int(draw.integers(1, 90)))]
+            elif kind == 2:
+                prompt = prompt[: int(draw.integers(40, len(prompt) + 1))]
+            else:
+                prompt = [*prompt, *given[: len(given) // 2], *some_tokens(at, 60)]
+            if len(prompt) > 3 * N_CTX:
+                prompt = some_tokens(at, 100)
+            next(llama.generate(prompt, temp=0.0))
+            # The prompt that a conversation began with is pinned, with which later ones begin.
+            n_first = stream.stats.pinned if policy.n_keep == -1 else len(prompt)
+            with model.stream(policy, N_CTX, n_batch=32, threads=1) as fresh:
+                fresh.feed(prompt[:n_first])
+                fresh.feed(prompt[n_first:])
+                assert stream.stats.sees == fresh.stats.sees, f"call {at}, of kind {kind}"
+
+
+def test_a_template_may_write_otherwise_before_an_answer_that_is_awaited(llama: Llama) -> None:
+    """As Qwen3's does: ``<think></think>`` before the answer, and not in the history."""
+    stream = streamsink.attach(llama, SinkPolicy(4, 1))
+    n_fed: list[int] = []
+    stream_feed = stream.feed
+
+    def feed(tokens: Any, **given: Any) -> int:
+        n_fed.append(len(tokens))
+        return stream_feed(tokens, **given)
+
+    stream.feed = feed  # type: ignore[method-assign, assignment]
+    history, opening = some_tokens(20, 40), some_tokens(21, 6)
+    for turn in range(30):
+        n_fed.clear()
+        given = answer(llama, [*history, *opening], 20)
+        if turn:
+            assert n_fed[0] < 70
+        history += [*given, *some_tokens(turn, 25)]
+    assert stream.stats.evicted > 3 * N_CTX
 
 
 def test_it_goes_on_past_the_context_as_a_stream_does(tiny_path: Path, llama: Llama) -> None:
@@ -192,7 +313,58 @@ def test_logprobs_are_those_of_the_stream(tiny_path: Path) -> None:
     assert len(longer["choices"][0]["logprobs"]["tokens"]) == 400
     with pytest.raises(ValueError, match="echoed prompt"):
         llama.create_completion(PROMPT, echo=True, **given)
+    # Of a token of its own each; the same of pieces, and of a chat.
+    for kind in ({}, {"stop": ["e", "qu"]}, {"stream": True}):
+        ours, theirs = (
+            one.create_completion(PROMPT, **{**given, "max_tokens": 40, **kind})
+            for one in (llama, plain)
+        )
+        pairs = zip(ours, theirs, strict=True) if "stream" in kind else [(ours, theirs)]
+        for our, their in pairs:
+            close_alike(our["choices"][0]["logprobs"], their["choices"][0]["logprobs"])
+    asked = [{"role": "user", "content": "Hi"}]
+    ours, theirs = (
+        one.create_chat_completion(
+            asked, logprobs=True, top_logprobs=2, max_tokens=12, temperature=0.0
+        )["choices"][0]["logprobs"]["content"]
+        for one in (llama, plain)
+    )
+    assert [one["token"] for one in ours] == [one["token"] for one in theirs]
     plain.close()
+    llama.close()
+
+
+def close_alike(found: Any, expected: Any) -> None:
+    """The same words, and nearly the same numbers."""
+    if found is None or expected is None:
+        assert found is expected
+        return
+    assert found["tokens"] == expected["tokens"]
+    assert found["text_offset"] == expected["text_offset"]
+    assert np.allclose(found["token_logprobs"], expected["token_logprobs"], atol=1e-3)
+    for ours, theirs in zip(found["top_logprobs"], expected["top_logprobs"], strict=True):
+        assert list(ours) == list(theirs)
+        assert np.allclose(list(ours.values()), list(theirs.values()), atol=1e-3)
+
+
+def test_logits_take_no_more_room_however_long_it_goes_on(tiny_path: Path) -> None:
+    llama = llama_of(tiny_path, logits_all=True)
+    n_bytes = llama.scores.nbytes
+    streamsink.attach(llama)
+    n = N_CTX + 50
+    given = {"max_tokens": n, **endless(llama)}
+    llama.create_completion(PROMPT, **given)
+    assert llama.scores.nbytes == n_bytes
+    whole = llama.create_completion(PROMPT, logprobs=2, **given)["choices"][0]["logprobs"]
+    assert len(whole["tokens"]) == n
+    pieces = list(llama.create_completion(PROMPT, logprobs=2, stream=True, **given))
+    assert llama.scores.nbytes == n_bytes
+    told = [piece["choices"][0]["logprobs"] for piece in pieces[:-1]]
+    assert len(told) == n
+    told_in_pieces = [one["token_logprobs"][0] for one in told]
+    assert np.allclose(told_in_pieces, whole["token_logprobs"], atol=1e-3)
+    with pytest.raises(IndexError, match="are not kept"):
+        llama._scores[0, :]
     llama.close()
 
 
@@ -257,6 +429,50 @@ def test_what_cannot_be_attached(tiny_path: Path, llama: Llama) -> None:
         llama.save_state()
     with pytest.raises(UsageError, match="no cache"):
         llama.set_cache(LlamaRAMCache())
+
+
+def test_the_first_prompt_stays_pinned_whatever_happens(llama: Llama) -> None:
+    """A conversation that was interrupted, or edited, may be longer than what can be pinned."""
+    stream = streamsink.attach(llama, SinkPolicy(-1, 1))
+    first = some_tokens(40, 50)
+    answer(llama, first, 5)
+    longer = [*first, *some_tokens(41, 300)]
+    answer(llama, longer, 5)
+    stream.feed([9])  # from elsewhere
+    answer(llama, longer, 5)
+    assert stream.stats.pinned == 50
+    answer(llama, [*longer[:200], *some_tokens(42, 200)], 5)
+    assert stream.stats.sees[0] == (0, 50)
+    answer(llama, some_tokens(43, 70), 5)
+    stream.feed(some_tokens(44, 300))
+    assert stream.stats.pinned == 70
+
+
+def test_a_long_prompt_that_was_edited_is_read_anew(tiny_path: Path, llama: Llama) -> None:
+    """Though at its end the same would be visible: what is there would have seen less."""
+    policy = SinkPolicy(4, 1)
+    stream = streamsink.attach(llama, policy)
+    prompt = some_tokens(30, 400)
+    answer(llama, prompt, 8)
+    edited = [*prompt[:170], *some_tokens(31, 240)]
+    next(llama.generate(edited, temp=0.0))
+    with (
+        Model(Weights(tiny_path)) as model,
+        model.stream(policy, N_CTX, n_batch=32, threads=1) as fresh,
+    ):
+        fresh.feed(edited)
+        assert np.abs(stream.logits() - fresh.logits()).max() < 1e-2
+
+
+def test_a_file_that_is_another_model_by_now(tiny_path: Path, tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(tiny_path.read_bytes())
+    llama = llama_of(path)
+    FAMILIES["qwen2"].write(tmp_path / "other.gguf").replace(path)
+    with pytest.raises(ModelError, match="another model by now"):
+        streamsink.attach(llama)
+    assert type(llama) is Llama
+    llama.close()
 
 
 def test_closing_it_closes_the_stream(tiny_path: Path) -> None:

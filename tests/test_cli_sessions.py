@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import re
 import signal
 import stat
 import subprocess
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeAlias
-
-import pytest
 
 from streamsink import session
+from tests.conftest import Run
 from tests.test_cli import STREAMSINK, Terminal
 from tests.tiny_gguf import TinyModel
-
-Run: TypeAlias = Callable[..., subprocess.CompletedProcess[str]]
 
 CHAT = (
     *("--ctx", "128", "--max-tokens", "12", "--seed", "3"),
@@ -29,33 +23,6 @@ CHAT = (
     *("--cache-type-k", "f32", "--cache-type-v", "f32"),
 )
 TURNS = [f"Tell me story number {n}.\n" for n in range(10)]
-
-
-@pytest.fixture
-def home(tmp_path: Path) -> Path:
-    return tmp_path / "home"
-
-
-@pytest.fixture
-def environment(home: Path) -> dict[str, str]:
-    return {**os.environ, "STREAMSINK_HOME": str(home)}
-
-
-@pytest.fixture
-def run(environment: dict[str, str]) -> Run:
-    def call(*arguments: str, given: str = "") -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [*STREAMSINK, *arguments],
-            input=given,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=120,
-            check=False,
-            env=environment,
-        )
-
-    return call
 
 
 def test_broken_off_and_gone_on_with_it_is_the_same_conversation(
@@ -121,7 +88,8 @@ def test_a_session_with_a_broken_template_is_not_loaded(
     assert found.talk
     evil = replace(found.talk, template="{% for %}")
     session.write(file, found.kind, found.stream, evil, cells)
-    done = run("chat", str(tiny_path), *CHAT, given=f"One\nTwo\n/load {file}\n")
+    given = f"One\nTwo\n/load {file}\n"
+    done = run("chat", str(tiny_path), *CHAT, "--session", "b", given=given)
     assert done.returncode == 1
     assert "chat template cannot be read" in done.stderr
     assert len(done.stderr.splitlines()) == 1

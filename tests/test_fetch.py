@@ -563,7 +563,7 @@ def test_a_lock_file_that_was_removed_meanwhile_is_no_lock(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "lock"
-    claim, claims = lock._claim, []
+    claim, claims = lock.claim, []
 
     def slow_claim(descriptor: int) -> None:
         claim(descriptor)
@@ -571,7 +571,7 @@ def test_a_lock_file_that_was_removed_meanwhile_is_no_lock(
         if len(claims) == 1:
             path.unlink()
 
-    monkeypatch.setattr(lock, "_claim", slow_claim)
+    monkeypatch.setattr(lock, "claim", slow_claim)
     with lock.exclusive(path, FetchError("busy")):
         assert len(claims) == 2
         assert path.exists()

@@ -153,7 +153,7 @@ def test_a_file_that_ends_early_is_refused(tmp_path: Path, tiny_path: Path, size
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="No such file"):
         read_header(tmp_path / "none.gguf")
-    with pytest.raises(UsageError, match="directory"):
+    with pytest.raises(UsageError, match="it is a folder"):
         read_header(tmp_path)
 
 

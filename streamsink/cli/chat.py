@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from streamsink.model import Model
     from streamsink.records import Event
     from streamsink.session import Session
+    from streamsink.session.shelf import Kept
     from streamsink.snapshot import Talk
     from streamsink.template import ChatTemplate
 
@@ -65,7 +66,8 @@ def chat(
         typer.Option(
             metavar="NAME|FILE",
             help="Save after every turn; if it is there, go on where it was left, under its own "
-            "settings but for those given here.",
+            "settings but for those given here. A word is a name (`streamsink sessions`); a file "
+            "has a folder (./talk) or ends in .session.",
         ),
     ] = None,
     *,
@@ -89,7 +91,7 @@ def chat(
         prompt = read_whole(system_file, "system-file")
     separator = _separator(turns_separated_by, null)
     with ExitStack() as held:
-        path, saved = _session(session, held) if session is not None else (None, None)
+        kept, saved = _session(session, held) if session is not None else (None, None)
         if saved:
             model = model or _its_model(saved)
         sampling = sample.sampling(saved.talk.sampling if saved and saved.talk else None)
@@ -103,7 +105,7 @@ def chat(
             cache,
             log,
             chat=template is None,
-            session=path if saved else None,
+            session=kept.path if kept and saved else None,
             hears=lambda event: cuts.append(event) if event.cut else None,
         ) as (loaded, stream):
             from streamsink.chat import Chat
@@ -118,11 +120,12 @@ def chat(
                 sampling,
                 max_tokens,
                 cuts,
-                path,
-                held,
+                kept,
             )
+            held.callback(conversation.let_go)
             if talk and prompt is not None and prompt != talk.system:
-                conversation.change_system(prompt)
+                n_evaluated = conversation.change_system(prompt)
+                terminal.note(f"system prompt changed, {n_evaluated} tokens evaluated")
             if terminal.is_asked():
                 conversation.interactive(f"{loaded.path.name} · {loaded.description}")
             else:
@@ -140,14 +143,14 @@ def _separator(text: str | None, null: bool) -> str:
     return "\0" if text is None else separator_of(text)
 
 
-def _session(name: str, held: ExitStack) -> tuple[Path, Session | None]:
+def _session(name: str, held: ExitStack) -> tuple[Kept, Session | None]:
     """Hold the session file, and read it if it is there."""
     from streamsink import session
     from streamsink.session import shelf
 
-    path = shelf.locate(name)
-    held.enter_context(shelf.held(path))
-    return path, session.read(path) if os.path.exists(path) else None
+    kept = shelf.take(shelf.locate(name))
+    held.callback(kept.release)
+    return kept, session.read(kept.path) if os.path.exists(kept.path) else None
 
 
 def _its_model(saved: Session) -> str:

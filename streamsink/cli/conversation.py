@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from contextlib import ExitStack
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
-from streamsink import session
 from streamsink.cli import terminal
+from streamsink.cli.keeping import Keeping
 from streamsink.cli.options import discard_of, keep_of
 from streamsink.errors import StreamsinkError, UsageError
 from streamsink.reading import turns, typed
@@ -34,9 +32,9 @@ COMMANDS = {
     "pin": ("", "keep the last exchange for good"),
     "unpin": ("", "release what was pinned last"),
     "system": ("TEXT", "change the system prompt in mid-stream; what is visible stays"),
-    "save": ("NAME", "save the session, by a name or into a file"),
+    "save": ("NAME", "save the session, by a name or into a file: ./FILE"),
     "load": ("NAME", "go on with another session"),
-    "reset": ("", "begin anew"),
+    "reset": ("", "begin anew; what a session holds is kept beside it"),
     "quit": ("", "leave (also Ctrl-D)"),
 }
 KEYS = (
@@ -61,10 +59,8 @@ class Conversation:
         Most tokens of an answer.
     cuts : list of Event
         Fills with the evictions that cut a turn in two.
-    path : Path or None
+    kept : shelf.Kept or None
         Session file that is written after every turn.
-    held : ExitStack
-        Holds the lock of that file.
     """
 
     def __init__(
@@ -73,15 +69,16 @@ class Conversation:
         sampling: Sampling,
         max_tokens: int,
         cuts: list[Event],
-        path: Path | None,
-        held: ExitStack,
+        kept: shelf.Kept | None,
     ) -> None:
         self._chat = chat
-        self._sampling = sampling
+        self._keeping = Keeping(chat, sampling, kept)
         self._max_tokens = max_tokens
         self._cuts = cuts
-        self._path = path
-        self._held = held
+
+    def let_go(self) -> None:
+        """Let others have the session file."""
+        self._keeping.let_go()
 
     def piped(self, separator: str = "\n") -> None:
         """Take turns from stdin; what concerns the program goes to stderr.
@@ -184,7 +181,7 @@ class Conversation:
             )
 
     def _answer(self, text: str, write: Write) -> None:
-        for step in self._chat.say(text, self._max_tokens, sampling=self._sampling):
+        for step in self._chat.say(text, self._max_tokens, sampling=self._keeping.sampling):
             terminal.out(step.text)
         # Saved before the line ends: what stands there whole is in the file.
         self._save()
@@ -200,8 +197,7 @@ class Conversation:
             write(f"({n_tokens:,} tokens of one {what} were cut off: it alone fills the window)\n")
 
     def _save(self) -> None:
-        if self._path:
-            self._chat.save(self._path, self._sampling)
+        self._keeping.save()
 
     def _status(self) -> str:
         stats = self._chat.stream.stats
@@ -285,35 +281,18 @@ class Conversation:
         write(f"system prompt changed, {self.change_system(argument)} tokens evaluated\n")
 
     def _do_save(self, argument: str, write: Write) -> None:
-        if not argument and not self._path:
-            raise UsageError("/save needs a name, or a file")
-        path = shelf.locate(argument) if argument else self._path
-        assert path
-        if path == self._path or self._path:
-            self._chat.save(path, self._sampling)
+        if argument:
+            write(self._keeping.save_as(shelf.locate(argument)))
+        elif path := self._keeping.save():
             write(f"saved: {terminal.line(str(path))}\n")
-            return
-        self._held.enter_context(shelf.held(path))
-        self._path = path
-        self._save()
-        write(f"saved, and will be after every turn: {terminal.line(str(path))}\n")
+        else:
+            raise UsageError("/save needs a name, or a file")
 
     def _do_load(self, argument: str, write: Write) -> None:
-        path = shelf.locate(argument)
-        with ExitStack() as held:
-            if path != self._path:
-                held.enter_context(shelf.held(path))
-            saved = session.read(path)
-            self._chat.restore(saved, session.read_cells(path))
-            self._path = path
-            self._held.enter_context(held.pop_all())
-        if saved.talk and saved.talk.sampling:
-            self._sampling = saved.talk.sampling
-        self._greet(write)
+        self._keeping.load(shelf.locate(argument), lambda: self._greet(write))
 
     def _do_reset(self, _: str, write: Write) -> None:
-        self._chat.reset()
-        write("begun anew\n")
+        write(self._keeping.reset())
 
     def _show_turn(self, at: int, write: Write, *, whole: bool) -> None:
         turn = self._chat.turns[at]

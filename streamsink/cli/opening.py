@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -106,15 +107,25 @@ def _event_writer(path: Path | None) -> Iterator[Hears | None]:
     try:
         file = path.open("w", encoding="utf-8")
     except OSError as error:
-        raise UsageError(f"--json-events {path} cannot be written: {error.strerror}") from None
+        raise _unwritable(path, error) from None
 
     def write(event: Event) -> None:
         record = {"time": time.time(), **dataclasses.asdict(event)}
-        file.write(json.dumps(record) + "\n")
-        file.flush()
+        try:
+            file.write(json.dumps(record) + "\n")
+            file.flush()
+        except OSError as error:
+            raise _unwritable(path, error) from None
 
-    with file:
+    try:
         yield write
+    finally:
+        with contextlib.suppress(OSError):  # what could not be written was told of
+            file.close()
+
+
+def _unwritable(path: Path, error: OSError) -> UsageError:
+    return UsageError(f"--json-events {path} cannot be written: {error.strerror or error}")
 
 
 class _OnTerminal(logging.Handler):

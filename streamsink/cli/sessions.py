@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,7 +19,11 @@ app = typer.Typer(help="Saved conversations: list, show, export and delete them.
 
 Name = Annotated[
     str,
-    typer.Argument(metavar="NAME|FILE", help="A name of `streamsink sessions`, or a session file."),
+    typer.Argument(
+        metavar="NAME|FILE",
+        help="A name of `streamsink sessions`, or a file: with a folder (./talk), or ending in "
+        ".session.",
+    ),
 ]
 
 
@@ -37,12 +42,12 @@ def list_sessions(
     from streamsink.session import read, shelf
 
     records: list[dict[str, Any]] = []
-    for name in shelf.names():
-        path = shelf.locate(name)
+    for path in shelf.files():
         try:
-            records.append(_record(name, path, read(path)))
-        except SessionError as error:
-            records.append({"name": name, "path": str(path), "error": str(error)})
+            records.append(_record(path.stem, path, read(path)))
+        except (SessionError, OSError) as error:
+            if path.exists():  # else it was deleted meanwhile
+                records.append({"name": path.stem, "path": str(path), "error": str(error)})
     if as_json:
         terminal.say_json(records)
     elif records or not terminal.is_terminal():
@@ -82,17 +87,22 @@ def export(
     out: Annotated[Path | None, typer.Option(help="File to write; else standard output.")] = None,
 ) -> None:
     """Write a session's whole conversation, the forgotten turns included; in Markdown or JSON."""
+    from streamsink.atomic import write_text
     from streamsink.session import export as forms
+    from streamsink.session import is_archive
+    from streamsink.session.shelf import SUFFIX
 
     path, found = _read(name)
-    text = forms.plain(found) if as_json else forms.markdown(found, path.stem)
+    text = forms.plain(found) if as_json else forms.markdown(found, path.name.removesuffix(SUFFIX))
     if out is None:
         terminal.out(text)
         return
+    if is_archive(out):
+        raise UsageError(f"--out {out} is a session, or another archive: give another file")
     try:
-        out.write_text(text, "utf-8")
+        write_text(out, text)
     except OSError as error:
-        raise UsageError(f"--out {out} cannot be written: {error.strerror}") from None
+        raise UsageError(f"--out {out} cannot be written: {error.strerror or error}") from None
 
 
 @app.command()
@@ -103,14 +113,20 @@ def delete(
     from streamsink.session import read, shelf
 
     path = shelf.locate(name)
-    with shelf.held(path):
-        if not path.is_file():
-            raise SessionError(f"there is no session {path}")
+    if not os.path.isfile(path):
+        raise SessionError(f"there is no session {path}")
+    kept = shelf.take(path)
+    try:
         if path.parent != shelf.folder():
             read(path)  # what is no session is not deleted
         if not yes:
             terminal.confirm(f"delete {path}?")
-        path.unlink()
+        for file in dict.fromkeys((kept.path, path)):  # a link goes too
+            file.unlink(missing_ok=True)
+    except OSError as error:
+        raise SessionError(f"{path} cannot be deleted: {error.strerror or error}") from None
+    finally:
+        kept.release()
 
 
 def _read(name: str) -> tuple[Path, Session]:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
+import math
 import os
 import weakref
 from collections.abc import Callable, Collection, Sequence
-from functools import cached_property
 from pathlib import Path
 
 import llama_cpp.llama_cpp as llama
 
 from streamsink.errors import ClosedError, ModelError
+from streamsink.fingerprint import Fingerprint
 from streamsink.header import Header, read_header
 from streamsink.native.library import hearing
 from streamsink.native.params import model_params
@@ -41,13 +43,16 @@ class Weights:
         What the model is like.
     measured : Measured
         What a trial found.
+    fingerprint : str
+        What tells the model from any other; see `streamsink.fingerprint`.
 
     Raises
     ------
     UsageError
         There is no such file.
     ModelError
-        llama.cpp cannot read it; its last error line is part of the message.
+        llama.cpp cannot read it; its last error line is part of the message. Or the file was
+        replaced meanwhile.
     """
 
     def __init__(
@@ -62,6 +67,7 @@ class Weights:
         self.measured = measured
         self._header = header = header or read_header(path)
         self._free: Callable[[], object]
+        fingerprint = Fingerprint.of(header)
         names = header.tensor_names()
         params = model_params(n_gpu_layers)
         self.offloads = params.n_gpu_layers > 0
@@ -71,7 +77,13 @@ class Weights:
                 self._free = weakref.finalize(self, llama.llama_model_free, handle)
         if not handle:
             raise ModelError(f"llama.cpp cannot load {path}: {said.reason or 'no reason given'}")
-        self._hold(handle, names, said.lines)
+        try:
+            fingerprint.require_unchanged()  # llama.cpp opened it by its name
+            self._hold(handle, names, said.lines)
+        except BaseException:
+            self._free()
+            raise
+        self.fingerprint = fingerprint.digest
 
     @classmethod
     def borrowed(
@@ -89,10 +101,17 @@ class Weights:
             What a trial found.
         offloads : bool
             Whether layers are on a GPU.
+
+        Raises
+        ------
+        ModelError
+            The file is of another model by now.
         """
         weights = object.__new__(cls)
         weights.path, weights.measured, weights.offloads = path, measured, offloads
-        weights._header = read_header(path)
+        weights._header = header = read_header(path)
+        _require_alike(handle, header)
+        weights.fingerprint = Fingerprint.of(header).digest
         weights._free = lambda: None
         weights._hold(handle, weights._header.tensor_names(), ())
         return weights
@@ -104,11 +123,6 @@ class Weights:
         self.vocabulary = NativeVocabulary(handle)
         # Asked once: a context with YaRN by option changes the answers (llama_init_from_model).
         self.traits = read_traits(handle, self.vocabulary, self._header, names, lines)
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """What tells the model from any other; see `Header.fingerprint`."""
-        return self._header.fingerprint()
 
     @property
     def handle(self) -> llama.llama_model_p:
@@ -128,3 +142,34 @@ class Weights:
         self._handle = None
         self.vocabulary.close()
         self._free()
+
+
+def _require_alike(handle: llama.llama_model_p, header: Header) -> None:
+    """Refuse a header that is not of the model that was loaded, as far as a header tells.
+
+    Raises
+    ------
+    ModelError
+        It says something else.
+    """
+    n_params = sum(
+        math.prod(tensor.shape)
+        for part in (header, *map(read_header, header.parts()[1:]))
+        for tensor in part.tensors.values()
+    )
+    alike = n_params == int(llama.llama_model_n_params(handle)) and all(
+        _told(handle, key, len(value.encode())) == value
+        for key, value in header.metadata.items()
+        if isinstance(value, str) and "\0" not in key + value
+    )
+    if not alike:
+        raise ModelError(
+            f"{header.path} is another model by now than the one that was loaded: load it again"
+        )
+
+
+def _told(handle: llama.llama_model_p, key: str, n_bytes: int) -> str:
+    """What a loaded model's file said under a key, as far as it is this long."""
+    text = ctypes.create_string_buffer(n_bytes + 2)
+    llama.llama_model_meta_val_str(handle, key.encode(), text, len(text))
+    return text.value.decode("utf-8", "replace")

@@ -1,11 +1,11 @@
 """Session files: a stream, and the conversation on it, for another day.
 
-``read`` and ``write`` know the file, ``shelf`` the folder in which sessions have names, ``export``
-turns one into text. `streamsink.Model.restore` makes a stream of one again.
+``file`` knows the file, ``shelf`` the folder in which sessions have names, ``export`` turns one
+into text. `streamsink.Model.restore` makes a stream of one again.
 """
 
 from __future__ import annotations
 
-from streamsink.session.file import Session, read, read_cells, write
+from streamsink.session.file import Session, SessionFile, is_archive, read, read_cells, write
 
-__all__ = ["Session", "read", "read_cells", "write"]
+__all__ = ["Session", "SessionFile", "is_archive", "read", "read_cells", "write"]

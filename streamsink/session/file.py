@@ -8,8 +8,11 @@ conversation: it belongs to its owner alone.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import time
 import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,11 +22,13 @@ import msgspec
 from streamsink import __version__
 from streamsink.atomic import replacing
 from streamsink.errors import SessionError, StreamsinkError
+from streamsink.regular import open_regular
 from streamsink.snapshot import CellKind, Snapshot, Talk
 
 VERSION = 1
 RECORD, CELLS = "session.json", "cells.bin"
 OWNER_ONLY = 0o600
+_ARCHIVE = b"PK"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,27 +88,101 @@ def write(
         ) from None
 
 
-def read(path: Path) -> Session:
-    """Read a session file without its cells.
+class SessionFile(contextlib.AbstractContextManager["SessionFile"]):
+    """A session file, opened: record and cells are of one moment, whoever replaces it meanwhile.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+
+    Attributes
+    ----------
+    session : Session
+        What it holds, but for the cells.
 
     Raises
     ------
     SessionError
-        There is none, or it is torn, damaged or of another version.
+        There is none, it is no regular file, or it is torn, damaged or of another version.
     """
-    return _session(path, _member(path, RECORD) or b"")
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        with self._refusing():
+            self._file = open_regular(path)
+        try:
+            self.session = _session(path, self._member(RECORD) or b"")
+        except BaseException:
+            self._file.close()
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def cells(self) -> memoryview | None:
+        """The cells; None where it has none.
+
+        Raises
+        ------
+        SessionError
+            The file is torn or damaged.
+        """
+        cells = self._member(CELLS)
+        return None if cells is None else memoryview(cells)
+
+    def _member(self, name: str) -> bytes | None:
+        """One file out of the archive, its checksum held against it."""
+        path = self._path
+        with self._refusing(), zipfile.ZipFile(self._file) as archive:
+            names = archive.namelist()
+            if RECORD not in names or len(names) > 2:
+                raise SessionError(f"{path} is an archive, but not a session")
+            if name not in names:
+                return None
+            info = archive.getinfo(name)
+            # Neither compressed nor encrypted: what is read is no larger than the file.
+            if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
+                raise SessionError(f"the session {path} is damaged: {name} is packed")
+            if info.file_size > os.fstat(self._file.fileno()).st_size:
+                raise SessionError(f"the session {path} is damaged: {name} is larger than it")
+            return archive.read(info)
+
+    @contextlib.contextmanager
+    def _refusing(self) -> Iterator[None]:
+        """Say of what the system, or zipfile, raises which file it is on."""
+        path = self._path
+        try:
+            yield
+        except FileNotFoundError:
+            raise SessionError(f"there is no session {path}") from None
+        except OSError as error:
+            raise SessionError(
+                f"the session {path} cannot be read: {error.strerror or error}"
+            ) from None
+        except _DAMAGE as error:
+            raise SessionError(f"the session {path} is torn or damaged: {error}") from None
+
+
+def read(path: Path) -> Session:
+    """Read a session file without its cells; see `SessionFile`."""
+    with SessionFile(path) as file:
+        return file.session
+
+
+def is_archive(path: Path) -> bool:
+    """Whether a file begins as sessions do, also those that are damaged."""
+    try:
+        with open_regular(path) as file:
+            return file.read(len(_ARCHIVE)) == _ARCHIVE
+    except OSError:
+        return False
 
 
 def read_cells(path: Path) -> memoryview | None:
-    """The cells of a session file; None where it has none.
-
-    Raises
-    ------
-    SessionError
-        The file is torn or damaged.
-    """
-    cells = _member(path, CELLS)
-    return None if cells is None else memoryview(cells)
+    """The cells of a session file; see `SessionFile`."""
+    with SessionFile(path) as file:
+        return file.cells()
 
 
 def _session(path: Path, record: bytes) -> Session:
@@ -122,32 +201,6 @@ def _session(path: Path, record: bytes) -> Session:
         f"the session {path} is of version {version}, and this streamsink reads {VERSION}: "
         f"{'update it' if version > VERSION else 'go on with an older one'}"
     )
-
-
-def _member(path: Path, name: str) -> bytes | None:
-    """One file out of the archive, its checksum held against it."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-            if RECORD not in names or len(names) > 2:
-                raise SessionError(f"{path} is an archive, but not a session")
-            if name not in names:
-                return None
-            info = archive.getinfo(name)
-            # Neither compressed nor encrypted: what is read is no larger than the file.
-            if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
-                raise SessionError(f"the session {path} is damaged: {name} is packed")
-            if info.file_size > path.stat().st_size:
-                raise SessionError(f"the session {path} is damaged: {name} is larger than it")
-            return archive.read(info)
-    except FileNotFoundError:
-        raise SessionError(f"there is no session {path}") from None
-    except OSError as error:
-        raise SessionError(
-            f"the session {path} cannot be read: {error.strerror or error}"
-        ) from None
-    except _DAMAGE as error:
-        raise SessionError(f"the session {path} is torn or damaged: {error}") from None
 
 
 _DAMAGE: Any = (

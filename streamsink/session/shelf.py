@@ -3,17 +3,103 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import re
-from collections.abc import Iterator
+import shutil
+import unicodedata
+from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
-from streamsink.atomic import DRAFT
+from streamsink.atomic import clear_away
 from streamsink.errors import SessionError, UsageError
-from streamsink.lock import exclusive
+from streamsink.fingerprint import Stamp
+from streamsink.lock import Lock
 from streamsink.registry import models_dir
+from streamsink.regular import open_regular, require_replaceable
+from streamsink.session.file import OWNER_ONLY, is_archive
 
 SUFFIX = ".session"
-_NAME = re.compile(r"[\w][\w -]*")
+LONGEST = 200
+"""Bytes of a name. File systems have 255, of which drafts and locks take some."""
+
+_RESERVED = re.compile(
+    r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³])(\..*)?", re.IGNORECASE
+)
+# Names were these once; all else was a file in the current folder.
+_ONCE_A_NAME = re.compile(r"[\w][\w -]*")
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A session file that nobody else writes, until `release`. Made by `take`.
+
+    Attributes
+    ----------
+    path : Path
+        The file itself, links followed.
+    found : Stamp or None
+        What was there when it was taken.
+    """
+
+    path: Path
+    found: Stamp | None
+    _lock: Lock
+
+    def is_at(self, path: Path) -> bool:
+        """Whether another path leads to this file too, by links or in another spelling."""
+        return self._lock.is_at(_lock_of(Path(os.path.realpath(path))))
+
+    def renew(self) -> Kept:
+        """Itself; taken anew where its lock was lost, as with a folder that was moved away.
+
+        Raises
+        ------
+        SessionError
+            Somebody else has taken it meanwhile, or its folder is not there any more.
+        """
+        if self._lock.is_at(self._lock.path):
+            return self
+        self.release()
+        return take(self.path)
+
+    def stamp(self) -> Stamp | None:
+        """What is there now: another stamp means that somebody has written it; None, no file."""
+        return _stamp(self.path)
+
+    def set_aside(self) -> Path | None:
+        """Keep what is in the file under a name of its own, before something else is written.
+
+        Returns
+        -------
+        Path or None
+            Where it is kept; None if there is no file.
+
+        Raises
+        ------
+        SessionError
+            It cannot be kept; nothing has changed.
+        """
+        stem = self.path.name.removesuffix(SUFFIX)
+        suffix = self.path.name[len(stem) :]
+        try:
+            for number in count(1):
+                aside = self.path.with_name(f"{stem}-{number}{suffix}")
+                with contextlib.suppress(FileExistsError):
+                    _copy(self.path, aside)
+                    return aside
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise SessionError(
+                f"the session {self.path} cannot be set aside: {error.strerror or error}"
+            ) from None
+        return None
+
+    def release(self) -> None:
+        """Let others have it. Twice is fine."""
+        self._lock.release()
 
 
 def folder() -> Path:
@@ -22,49 +108,115 @@ def folder() -> Path:
 
 
 def locate(name: str) -> Path:
-    """The file that a name stands for: a bare name is in `folder`, all else is a path.
+    """The file that a name stands for.
+
+    A word is a name, dots and spaces included, and its file is in `folder`. What has a folder, as
+    in ``./talk``, begins with ``~`` or ends in ``.session`` is a file.
 
     Raises
     ------
     UsageError
-        The name is empty.
+        No file can be called so; or a session was saved under this name in the current folder, as
+        names with dots once were.
     """
-    if not name:
+    if not name.strip():
         raise UsageError("a session needs a name, or a file")
-    if _NAME.fullmatch(name):
-        return folder() / f"{name}{SUFFIX}"
-    return Path(name).expanduser()
+    if "\0" in name:
+        raise UsageError("a session's name cannot hold a NUL")
+    if os.path.basename(name) != name or name.startswith("~") or name.endswith(SUFFIX):
+        return Path(os.path.expanduser(name))
+    path = folder() / f"{name}{SUFFIX}"
+    if os.path.lexists(path):
+        return path
+    if why := _unfit(name):
+        raise UsageError(
+            f"{name[:40]!r} cannot be the name of a session: {why}; take another, or give a file "
+            "with its folder (./talk)"
+        )
+    if not _ONCE_A_NAME.fullmatch(name) and is_archive(Path(name)):
+        raise UsageError(
+            f"there is no session {name}, but a file of that name in this folder: "
+            f"./{name} is that file; take another name for a new session"
+        )
+    return path
 
 
-def names() -> list[str]:
-    """Names of the sessions in `folder`, newest first."""
-    files = [file for file in folder().glob(f"*{SUFFIX}") if file.is_file()]
-    return [file.stem for file in sorted(files, key=lambda file: -file.stat().st_mtime)]
+def name_of(path: Path) -> str:
+    """What to call a session file: its name in `folder`, or else its path."""
+    is_named = path.parent == Path(os.path.realpath(folder())) and path.name.endswith(SUFFIX)
+    return path.name.removesuffix(SUFFIX) if is_named else str(path)
 
 
-@contextlib.contextmanager
-def held(path: Path) -> Iterator[None]:
-    """Keep a session for this process, so that no two write one over the other.
+def files() -> list[Path]:
+    """The sessions in `folder`, newest first."""
+    times: dict[Path, float] = {}
+    for file in folder().glob(f"*{SUFFIX}"):
+        with contextlib.suppress(OSError):  # deleted meanwhile
+            if file.is_file():
+                times[file] = file.stat().st_mtime
+    return sorted(times, key=lambda file: -times[file])
+
+
+def take(path: Path) -> Kept:
+    """Keep a session file for this process, so that no two write one over the other.
+
+    The lock is beside the file that the path leads to, so all paths to it have one lock. A hard
+    link is a file of its own from the first save on, and needs none.
 
     Raises
     ------
     SessionError
-        Another process holds it, or its folder cannot be written.
+        Somebody else holds it, its folder cannot be written, or it is no regular file.
     """
+    busy = SessionError(f"the session {path} is in use: end the other chat, or take a new name")
     try:
         if path.parent == folder():
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        busy = SessionError(f"the session {path} is in use: end the other chat, or take a new name")
-        with exclusive(path.with_name(f".{path.name}.lock"), busy):
-            for draft in path.parent.glob(f".{_literal(path.name)}.????????{DRAFT}"):
-                draft.unlink(missing_ok=True)  # of a process that was killed
-            yield
+        target = Path(os.path.realpath(path))
+        require_replaceable(target)
+        lock = Lock(_lock_of(target), busy)
     except OSError as error:
         raise SessionError(
             f"the session {path} cannot be kept there: {error.strerror or error}"
         ) from None
+    clear_away(target)
+    return Kept(target, _stamp(target), lock)
 
 
-def _literal(name: str) -> str:
-    """A name as a pattern of itself alone."""
-    return re.sub(r"([*?[])", r"[\1]", name)
+def _stamp(path: Path) -> Stamp | None:
+    try:
+        return Stamp.of(path.stat())
+    except OSError:
+        return None
+
+
+def _lock_of(target: Path) -> Path:
+    return target.parent / f".{target.name}.lock"
+
+
+def _unfit(name: str) -> str:
+    """Why files cannot be called so, here or on another system; empty if they can."""
+    if any(unicodedata.category(letter) in ("Cc", "Cf", "Cs", "Zl", "Zp") for letter in name):
+        return "it holds control characters"
+    if found := next((letter for letter in '<>:"\\|?*' if letter in name), None):
+        return f"it holds a {found}"
+    if name.startswith(".") or name != name.strip() or name.endswith("."):
+        return "it begins with a dot or a space, or ends in one"
+    if _RESERVED.fullmatch(name):
+        return "Windows keeps it for a device"
+    if len(name.encode()) > LONGEST:
+        return f"it is longer than {LONGEST} bytes"
+    return ""
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Give a file a second name, or a copy where the file system has one name a file."""
+    try:
+        os.link(source, target)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
+            raise
+        with open_regular(source) as old, target.open("xb") as new:
+            target.chmod(OWNER_ONLY)
+            shutil.copyfileobj(old, new)
+            os.fsync(new.fileno())

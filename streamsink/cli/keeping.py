@@ -1,0 +1,188 @@
+"""Where a conversation is saved: nowhere yet, or in a session file that nobody else writes.
+
+Nothing that was saved is lost by what a chat does later: what else stands in a file that is to be
+written is set aside under a name of its own, and that is told.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from streamsink import session
+from streamsink.cli import terminal
+from streamsink.errors import SessionError, UsageError
+from streamsink.interrupt import HeldBack
+from streamsink.session import shelf
+
+if TYPE_CHECKING:
+    from streamsink.chat import Chat
+    from streamsink.sampling import Sampling
+
+
+class Keeping:
+    """A chat and its session file.
+
+    Parameters
+    ----------
+    chat : Chat
+        The chat.
+    sampling : Sampling
+        How answers are chosen.
+    kept : shelf.Kept or None
+        The file, which is the chat's own until `let_go`.
+
+    Attributes
+    ----------
+    sampling : Sampling
+        How answers are chosen; of a session that was loaded, its own.
+    """
+
+    def __init__(self, chat: Chat, sampling: Sampling, kept: shelf.Kept | None) -> None:
+        self.sampling = sampling
+        self._chat = chat
+        # File and lock are one value, so that nothing can come between their change.
+        self._kept = kept
+        self._seen = kept.found if kept else None
+
+    def let_go(self) -> None:
+        """Let others have the file."""
+        if self._kept:
+            self._kept.release()
+
+    def save(self) -> Path | None:
+        """Write the file, if there is one; return it.
+
+        Raises
+        ------
+        SessionError
+            It cannot be written, or somebody else has taken it since its lock was removed; or it
+            is written, and what somebody else wrote into it is set aside.
+        """
+        if self._kept is None:
+            return None
+        self._kept = kept = self._kept.renew()
+        # A program that asks for no lock, or another machine: not every file system tells it.
+        others = kept.set_aside() if kept.stamp() not in (None, self._seen) else None
+        self._chat.save(kept.path, self.sampling)
+        self._seen = kept.stamp()
+        if others:
+            raise SessionError(
+                f"the session {kept.path} was written by somebody else meanwhile: that is kept as "
+                f"{shelf.name_of(others)}, and this conversation is saved"
+            )
+        return kept.path
+
+    def save_as(self, path: Path) -> str:
+        """Save into a file; the first is kept from then on, others are copies.
+
+        Returns
+        -------
+        str
+            What to tell.
+
+        Raises
+        ------
+        SessionError
+            Another chat has it, or it cannot be written.
+        UsageError
+            Something else than a session is there.
+        """
+        if self._kept and self._kept.is_at(path):
+            return f"saved: {terminal.line(str(self.save()))}\n"
+        taken = shelf.take(path)
+        try:
+            aside = None if self._may_overwrite(taken.path) else taken.set_aside()
+            self._chat.save(taken.path, self.sampling)
+            if self._kept is None:
+                self._kept, self._seen = taken, taken.stamp()
+        finally:
+            if self._kept is not taken:
+                taken.release()
+        always = ", and will be after every turn" if self._kept is taken else ""
+        return f"saved{always}: {terminal.line(str(taken.path))}\n{_told(aside, 'what was there')}"
+
+    def load(self, path: Path, tell: Callable[[], object]) -> None:
+        """Go on with another session; what was said until now has to be saved somewhere.
+
+        Tokens, turns and file change together or not at all: a Ctrl-C waits until they have, and
+        until ``tell`` has said so.
+
+        Raises
+        ------
+        UsageError
+            What was said is saved nowhere.
+        SessionError
+            Another chat has it, or it cannot be read; nothing has changed.
+        """
+        if self._has_begun and not self._kept:
+            raise UsageError("what was said is saved nowhere: /save NAME, or else /reset, first")
+        interrupt = HeldBack()
+        try:
+            taken = self._kept if self._kept and self._kept.is_at(path) else shelf.take(path)
+            try:
+                if taken is not self._kept:
+                    self.save()
+                seen = taken.stamp()
+                with session.SessionFile(taken.path) as file:
+                    self._chat.restore(file.session, file.cells())
+                self._kept, self._seen, taken = taken, seen, self._kept or taken
+            finally:
+                if taken is not self._kept:  # the one before, or the one that could not be loaded
+                    taken.release()
+            if file.session.talk and file.session.talk.sampling:
+                self.sampling = file.session.talk.sampling
+            tell()
+        finally:
+            interrupt.let_go()
+
+    def reset(self) -> str:
+        """Begin anew; return what to tell.
+
+        Raises
+        ------
+        SessionError
+            What was said cannot be saved, or not be set aside: nothing has changed.
+        """
+        told = ""
+        if self._has_begun and self._kept:
+            self.save()
+            told = _told(self._kept.set_aside(), "what was said")
+        elif self._has_begun:
+            told = "what was said was saved nowhere\n"
+        self._chat.reset()
+        self.save()
+        return f"begun anew\n{told}"
+
+    @property
+    def _has_begun(self) -> bool:
+        return bool(self._chat.turns) or self._chat.stream.stats.index > 0
+
+    def _may_overwrite(self, path: Path) -> bool:
+        """Whether a file holds nothing but what was said in this conversation too.
+
+        Raises
+        ------
+        UsageError
+            It is no session: somebody's own file.
+        """
+        if not os.path.exists(path):
+            return True
+        try:
+            talk = session.read(path).talk
+        except SessionError as error:
+            raise UsageError(f"{path} is not overwritten: {error}; take another name") from None
+        if talk is None:
+            return False
+        mine, there = (
+            [(turn.role, turn.text) for turn in turns[: len(talk.turns)]]
+            for turns in (self._chat.turns, talk.turns)
+        )
+        return mine == there
+
+
+def _told(aside: Path | None, what: str) -> str:
+    """Where something is kept that was to be overwritten, if anything was."""
+    return f"{what} is kept as {terminal.line(shelf.name_of(aside))}\n" if aside else ""

@@ -1,0 +1,26 @@
+"""Short talks with the tiny model, for tests of where they are saved."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from streamsink import session
+from streamsink.chat import Chat
+from streamsink.cli.keeping import Keeping
+from streamsink.sampling import Sampling
+from streamsink.session import shelf
+
+
+def say(chat: Chat, text: str) -> None:
+    for _ in chat.say(text, 4):
+        pass
+
+
+def said(path: Path) -> list[str]:
+    """What a session's user has said."""
+    talk = session.read(path).talk
+    return [turn.text for turn in talk.turns if turn.role == "user"] if talk else []
+
+
+def keeping(chat: Chat, name: str | None = None) -> Keeping:
+    return Keeping(chat, Sampling(), shelf.take(shelf.locate(name)) if name else None)
