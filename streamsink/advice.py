@@ -23,7 +23,7 @@ def warnings(
     n_ctx : int, optional
         Tokens of context that are asked for.
     chat : bool
-        Whether it shall chat.
+        Whether it shall chat by its own template.
     """
     found = [f"the vocabulary is odd: {line}" for line in traits.complaints]
     if chat and not traits.chat_template:

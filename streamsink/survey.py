@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from streamsink import child
 from streamsink.backend import Capabilities
+from streamsink.errors import CapabilityError, UsageError
 from streamsink.header import read_header
 from streamsink.settings import CacheSettings
-from streamsink.traits import Traits, capabilities
+from streamsink.traits import Traits, capabilities, check_types
 from streamsink.trial import Measured, dies
 
 SECONDS = 60.0
@@ -52,8 +53,12 @@ class Survey:
         Size of all files of the model.
     traits : Traits
         What the model is like.
-    capabilities : Capabilities
-        What a stream may do, sliding windows kept whole for rotation.
+    settings : CacheSettings
+        The settings that it was surveyed for.
+    shifts : bool
+        Whether llama.cpp can shift the cache, sliding windows kept whole.
+    measured : Measured
+        What a trial found.
     needs : tuple of Need
         What contexts take.
     gpu_bytes : int or None
@@ -63,9 +68,17 @@ class Survey:
     path: Path
     weight_bytes: int
     traits: Traits
-    capabilities: Capabilities
+    settings: CacheSettings
+    shifts: bool
+    measured: Measured
     needs: tuple[Need, ...]
     gpu_bytes: int | None
+
+    def able(self, settings: CacheSettings, *, swa_full: bool) -> Capabilities:
+        """What a stream may do; see `streamsink.traits.capabilities`."""
+        return capabilities(
+            self.traits, settings, swa_full=swa_full, shifts=self.shifts, measured=self.measured
+        )
 
     def kv_bytes(self, cache_type: str) -> float | None:
         """Bytes of cache that a token takes; None where contexts of two sizes were not made."""
@@ -92,8 +105,8 @@ def survey(
     settings : CacheSettings
         Settings of a stream; its types of cache are left aside.
     contexts : sequence of int
-        Tokens of context to find the need of, each with every type of `CACHE_TYPES`; without any,
-        `usual_contexts`.
+        Tokens of context to find the need of, each with every type of `CACHE_TYPES` that the model
+        and the settings allow; without any, `usual_contexts`.
     n_gpu_layers : int, optional
         See `Model.open`.
     process : Child, optional
@@ -111,7 +124,6 @@ def survey(
         "n_gpu_layers": n_gpu_layers,
         "settings": asdict(settings),
         "contexts": sorted({*contexts}),
-        "cache_types": CACHE_TYPES,
         "n_bytes": MOST_BYTES,
     }
     try:
@@ -126,16 +138,25 @@ def survey(
         path=path,
         weight_bytes=found["weight_bytes"],
         traits=traits,
-        capabilities=capabilities(
-            traits,
-            settings,
-            swa_full=True,
-            shifts=found["shifts"] or traits.n_swa > 0,
-            measured=Measured(**found["measured"]),
-        ),
+        settings=settings,
+        shifts=found["shifts"],
+        measured=Measured(**found["measured"]),
         needs=tuple(Need(*need) for need in found["needs"]),
         gpu_bytes=found["gpu_bytes"],
     )
+
+
+def cache_settings(settings: CacheSettings, traits: Traits) -> list[CacheSettings]:
+    """The settings with every type of `CACHE_TYPES` that they and the model allow."""
+    found = []
+    for name in CACHE_TYPES:
+        try:
+            changed = replace(settings, cache_type_k=name, cache_type_v=name)
+            check_types(traits, changed)
+        except (UsageError, CapabilityError):
+            continue
+        found.append(changed)
+    return found
 
 
 def usual_contexts(n_ctx_train: int) -> list[int]:

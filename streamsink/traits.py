@@ -135,9 +135,29 @@ class Traits:
 
     def cell_bytes(self, type_k: str, type_v: str) -> float:
         """Bytes that one token takes in a cache of these types; an upper estimate."""
+        return sum(self.n_head_kv) * self._head_bytes(type_k, type_v)
+
+    def cache_bytes(self, settings: CacheSettings, n_cells: int, n_windowed: int) -> float:
+        """Bytes of a cache; an upper estimate.
+
+        Parameters
+        ----------
+        settings : CacheSettings
+            Types of keys and values.
+        n_cells, n_windowed : int
+            Cells of a layer, and of one with the sliding window.
+        """
+        windowed = {*self.swa_layers}
+        heads = (
+            n_head * (n_windowed if layer in windowed else n_cells)
+            for layer, n_head in enumerate(self.n_head_kv)
+        )
+        return sum(heads) * self._head_bytes(settings.cache_type_k, settings.cache_type_v)
+
+    def _head_bytes(self, type_k: str, type_v: str) -> float:
+        """Bytes of a key and a value of one head."""
         key, value = CACHE_TYPES[type_k], CACHE_TYPES[type_v]
-        head = self.n_key * key.element_bytes + self.n_value * value.element_bytes
-        return sum(self.n_head_kv) * head
+        return self.n_key * key.element_bytes + self.n_value * value.element_bytes
 
     def n_ctx_within(self, settings: CacheSettings) -> int:
         """Tokens of context that the model is good for under these settings' RoPE scaling."""

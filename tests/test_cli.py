@@ -221,13 +221,15 @@ class Terminal:
 
 
 def test_terminal_chat(default_model: str, tmp_path: Path) -> None:
-    options = ["--ctx", "128", "--seed", "1", "--max-tokens", "5000", "--temp", "1.5"]
+    endless = tmp_path / "endless.gbnf"  # no seed's story ends before it is stopped
+    endless.write_text("root ::= [a-zA-Z ,.] root")
+    options = ["--ctx", "128", "--seed", "1", "--max-tokens", "5000", "--grammar", str(endless)]
     terminal = Terminal(
         [*STREAMSINK, "chat", default_model, *options], {"STREAMSINK_HOME": str(tmp_path)}
     )
     terminal.wait_for("sees nothing yet")
     terminal.type("Tell me a very long story.\r")
-    terminal.wait_for(r"> Tell me a very long story.\n(.*\w.*\n){3}")
+    terminal.wait_for(r"> Tell me a very long story.\n(.*\w.*\n){3}")  # of the screen's width
     terminal.type("\x03")
     terminal.wait_for(r"\(stopped\)")
     terminal.wait_for(r"sees 0-\d+.* forgotten · \d+ tok/s")

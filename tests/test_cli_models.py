@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import signal
@@ -17,7 +16,7 @@ from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from streamsink import registry
-from streamsink.cli import models
+from streamsink.cli import models, terminal
 from streamsink.errors import FetchError, StreamsinkError, UsageError
 from streamsink.registry import HfSource, PathSource, PypiSource, UrlSource
 from tests.test_fetch import BODY, ROOT, FileServer
@@ -100,17 +99,21 @@ def test_the_list_says_what_is_here(server: FileServer) -> None:
     assert state() == "yes"
 
 
-def test_the_table_reads_nothing_as_markup_or_control() -> None:
+def test_a_table_reads_nothing_as_markup_or_control(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     registry.add("odd", UrlSource("https://h/x.gguf"), description="[red]a[/red]\t\x1b[31mb [/]")
-    row = models._row(registry.entry_named("odd"), "[bold]")
-    screen = io.StringIO()
-    Console(file=screen, width=200, color_system="truecolor", force_terminal=True).print(
-        models._table([row])
-    )
-    assert "[red]a[/red]  [31mb [/]" in screen.getvalue()
-    assert "[bold]" in screen.getvalue()
-    assert "\x1b[31m" not in screen.getvalue()
     assert succeed("list").stdout.splitlines()[-1].count("\t") == 5
+    monkeypatch.setattr(terminal, "is_terminal", lambda: True)
+    monkeypatch.setattr(
+        terminal,
+        "console",
+        lambda: Console(width=200, color_system="truecolor", force_terminal=True),
+    )
+    models.list_models()
+    shown = capsys.readouterr().out
+    assert "[red]a[/red] [31mb [/]" in shown
+    assert "\x1b[31m" not in shown
 
 
 # pull and path
@@ -267,7 +270,7 @@ def test_rm_does_as_it_is_told(
 ) -> None:
     succeed("pull", "m")
     file = registry.resolve("m")
-    monkeypatch.setattr(models, "_is_asked_in_a_terminal", lambda: True)
+    monkeypatch.setattr(terminal, "is_asked", lambda: True)
     assert CliRunner().invoke(models.app, ["rm", "m"], input=answer).exit_code == code
     assert file.exists() is (answer == "n\n")
 

@@ -24,6 +24,7 @@ from streamsink.native.survey import _CACHE, _SCRATCH, _SIZES, _bytes
 from streamsink.native.weights import Weights
 from streamsink.settings import USUAL, CacheSettings
 from streamsink.survey import survey, usual_contexts
+from tests.test_terminal import rewritten
 from tests.tiny_gguf import TinyModel
 
 
@@ -136,6 +137,8 @@ def test_the_weights_are_not_loaded(
         (["/none.gguf"], "no such file: /none.gguf"),
         (["TINY", "--ctx", "12"], "--ctx 12 is not possible"),
         (["TINY", "--ctx", "512,many"], "--ctx 512,many is not possible"),
+        (["TINY", "--ctx", "512,"], "is not possible: numbers from 16 on"),
+        (["TINY", "--ctx", "9" * 5000], "is not possible: numbers from 16 on"),
     ],
 )
 def test_wrong_input(tiny_path: Path, words: list[str], says: str) -> None:
@@ -166,6 +169,18 @@ def test_warnings_are_told_once_by_the_commands(tiny_path: Path) -> None:
     generated = run("generate", str(tiny_path), "--ctx", "8192", "-p", "hi", "--max-tokens", "2")
     assert generated.stderr.count(long) == 1
     assert long not in generated.stdout
+
+
+def test_a_template_that_was_given_is_no_lack(tmp_path: Path, tiny_path: Path) -> None:
+    bare = rewritten(tiny_path, tmp_path / "bare.gguf", tokenizer__chat_template="")
+    for words, lacks in ([], True), (["--chat-template", "llama3"], False):
+        chat = subprocess.run(
+            [sys.executable, "-c", "from streamsink.cli.main import main; main()", "chat",
+             str(bare), "--ctx", "256", "--max-tokens", "2", *words],
+            input="hi\n", capture_output=True, text=True,
+        )  # fmt: skip
+        assert chat.returncode == 0, chat.stderr
+        assert ("ChatML is tried" in chat.stderr) == lacks
 
 
 def test_what_is_odd(tiny_path: Path) -> None:

@@ -306,7 +306,7 @@ def test_a_context_that_llama_cpp_finds_no_memory_for(tiny_path: Path) -> None:
         from pathlib import Path
 
         model = Model(Weights(Path({str(tiny_path)!r})))
-        context._check_memory = lambda *_, **__: None
+        context.require_memory = lambda *_, **__: None
         size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (size + 2**28, -1))
         for n_ctx in (2**20, 2**24):

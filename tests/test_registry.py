@@ -270,7 +270,7 @@ def test_a_registry_that_is_not_text_is_refused() -> None:
 def test_a_bad_entry_names_file_line_and_fault(body: str, said: str) -> None:
     own = write_own(f"# mine\n\n[bad]\n{body}\n")
     with pytest.raises(UsageError) as caught:
-        registry.load_registry()
+        registry.entry_named("bad")
     assert f"{own}, line 3: [bad]" in str(caught.value)
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -279,13 +279,74 @@ def test_a_bad_entry_names_file_line_and_fault(body: str, said: str) -> None:
 def test_a_name_with_a_dot_wants_quotes() -> None:
     write_own(f"[my1.5b]\nhf = {HF}\n")
     with pytest.raises(UsageError, match="a name with a dot is quoted"):
-        registry.load_registry()
+        registry.resolve("my1")
 
 
 def test_a_value_outside_a_table_is_refused() -> None:
     write_own("default = 'x'\n")
     with pytest.raises(UsageError, match=r"line 1: 'default' stands outside"):
-        registry.load_registry()
+        registry.entry_named("default")
+
+
+BAD = {
+    "none": "",
+    "unknown-key": f"hf = {HF}\nsise = 4",
+    "huge": f"hf = {HF}\nn_ctx = {10**9}",
+    "huge-keep": f"hf = {HF}\nkeep = {10**9}",
+    "no-table": None,
+    "Bad Name": f"hf = {HF}",
+    "smollm2-135m": "discard = 'many'",
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_entry_is_no_matter_to_the_others(name: str, tmp_path: Path) -> None:
+    """But for what concerns the file as a whole: that it is text, and TOML."""
+    (tmp_path / "own.gguf").write_bytes(b"GGUF")
+    body = BAD[name]
+    bad = f"{name} = 1\n" if body is None else f"['{name}']\n{body}\n"
+    write_own(f"{bad}[good]\npath = '{tmp_path}/own.gguf'\ndiscard = 'sentence'\n")
+    known = registry.load_registry()
+    assert list(known.faults) == [name]
+    assert known["good"].discard == "sentence"
+    assert name not in list(known)
+    assert name in known
+    assert registry.resolve("good") == tmp_path / "own.gguf"
+    assert registry.entry_for("good") == known["good"]
+    for use in (registry.resolve, registry.entry_named, registry.entry_for, known.get):
+        with pytest.raises(UsageError, match=r"models\.toml, line 1"):
+            use(name)
+    with pytest.raises(UsageError, match="did you mean good"):
+        registry.resolve("goof")
+
+
+def test_a_registry_that_cannot_be_read_is_no_matter_to_a_path(tmp_path: Path) -> None:
+    write_own("[broken\n")
+    file = tmp_path / "own.gguf"
+    file.write_bytes(b"GGUF")
+    assert registry.resolve(str(file)) == file
+    assert registry.entry_for(str(file)) is None
+    with pytest.raises(UsageError, match="not valid TOML"):
+        registry.entry_for("own")
+
+
+def test_a_byte_order_mark_is_no_part_of_a_registry(tmp_path: Path) -> None:
+    file = tmp_path / "own.gguf"
+    file.write_bytes(b"GGUF")
+    write_own(f"\ufeff[first]\npath = '{file}'\n")
+    assert registry.resolve("first") == file
+    registry.add("second", PathSource(file))
+    assert {"first", "second"} <= {*registry.load_registry()}
+
+
+def test_a_bad_entry_is_mended_by_add_and_taken_out_by_forget(tmp_path: Path) -> None:
+    file = tmp_path / "own.gguf"
+    file.write_bytes(b"GGUF")
+    write_own(f"[bad]\nhf = {HF}\nkeep = 'all'\n[worse]\n")
+    registry.add("bad", PathSource(file))
+    assert registry.resolve("bad") == file
+    registry.forget("worse")
+    assert not registry.load_registry().faults
 
 
 def test_an_unsafe_file_name_is_replaced_by_the_model_s() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import os
 import shlex
 import shutil
 import sys
@@ -16,6 +16,7 @@ from typer.core import TyperGroup
 
 from streamsink import policy as policies
 from streamsink.advice import warnings
+from streamsink.cli import terminal
 from streamsink.cli.grouped import grouped
 from streamsink.cli.opening import warn
 from streamsink.cli.options import (
@@ -27,6 +28,7 @@ from streamsink.cli.options import (
 )
 from streamsink.errors import UsageError
 from streamsink.policy import LARGEST
+from streamsink.reading import stdin
 from streamsink.registry import DEFAULT_MODEL
 
 if TYPE_CHECKING:
@@ -94,8 +96,10 @@ class TextOptions:
         if self.errors not in ("strict", "replace"):
             raise UsageError(f"--errors {self.errors} is not one of strict, replace")
         names = [name if name == "-" else str(Path(name).resolve()) for name in self.text or ()]
+        if "-" in names:
+            stdin("--text -")
         for name in names:
-            if name != "-" and not Path(name).is_file():
+            if name != "-" and not os.path.isfile(name):
                 raise UsageError(f"--text {name} cannot be read: no such file")
         usual = QUICK_TOKENS if quick else FULL_TOKENS
         limit = usual if self.tokens is None else self.tokens or None
@@ -268,8 +272,8 @@ def report(
 
     folder = out or runs[0]
     for remark in write_report([RunFolder(path) for path in runs], folder):
-        typer.echo(f"streamsink: {remark}", err=True)
-    typer.echo(folder / "report.html")
+        terminal.tell(remark)
+    terminal.path(folder / "report.html")
 
 
 @app.command()
@@ -323,19 +327,18 @@ def _measure(context: typer.Context, model: str, plan: Plan, options: RunOptions
                 suite.run(tasks, opened, folder, seed, bar, plan.setup.cache)
         except KeyboardInterrupt:
             done = sum(folder.has(task) for task in tasks)
-            typer.echo(
+            terminal.note(
                 f"interrupted: {done} of {len(tasks)} measurements are in {folder.path}; "
-                f"go on with `streamsink bench --resume {shlex.quote(str(folder.path))}`",
-                err=True,
+                f"go on with `streamsink bench --resume {shlex.quote(str(folder.path))}`"
             )
             raise typer.Exit(130) from None
     remarks = write_report([folder], folder.path)
     if options.json:
-        typer.echo(json.dumps({**folder.config, "results": list(folder.records())}, indent=2))
+        terminal.say_json({**folder.config, "results": list(folder.records())})
     else:
         runs.show_run(folder)
     for remark in [*remarks, f"the report is {folder.path / 'report.html'}"]:
-        typer.echo(f"streamsink: {remark}", err=True)
+        terminal.tell(remark)
 
 
 def _check_alone(context: typer.Context) -> None:
@@ -355,7 +358,7 @@ def _create(kind: str, asked: str, model: Any, plan: Plan, options: RunOptions) 
 
     now = datetime.now(timezone.utc)
     path = options.out or Path("streamsink-runs") / f"{now:%Y-%m-%d-%H%M%S}-{kind}"
-    name = str(Path(asked).resolve()) if Path(asked).is_file() else asked or DEFAULT_MODEL
+    name = str(Path(asked).resolve()) if os.path.isfile(asked) else asked or DEFAULT_MODEL
     config = {
         "command": shlex.join(["streamsink", *sys.argv[1:]]),
         "started": now.isoformat(timespec="seconds"),
@@ -372,7 +375,7 @@ def _create(kind: str, asked: str, model: Any, plan: Plan, options: RunOptions) 
     plan = replace(plan, reading=replace(plan.reading, names=names))
     folder = RunFolder.create(path, {**config, "plan": plan.as_dict()})
     with kept.open("wb") as file:
-        shutil.copyfileobj(sys.stdin.buffer, file)
+        shutil.copyfileobj(stdin("--text -"), file)
     return folder
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from streamsink.cli import terminal
 from streamsink.cli.grouped import grouped
 from streamsink.cli.opening import opened
 from streamsink.cli.options import (
@@ -20,9 +20,9 @@ from streamsink.cli.options import (
     ModelName,
     PolicyOptions,
     SamplingOptions,
-    read_text,
 )
 from streamsink.errors import UsageError
+from streamsink.reading import given, read_whole, separator_of
 
 if TYPE_CHECKING:
     from streamsink.model import Model
@@ -50,6 +50,17 @@ def chat(
         ),
     ] = None,
     max_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.")] = 1024,
+    turns_separated_by: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEXT",
+            help="What stands between two turns from a pipe, which may then have several lines; "
+            "\\n, \\t and \\0 are escapes. A line end without.",
+        ),
+    ] = None,
+    null: Annotated[
+        bool, typer.Option("-0", "--null", help="As --turns-separated-by '\\0'.")
+    ] = False,
     session: Annotated[
         str | None,
         typer.Option(
@@ -69,20 +80,22 @@ def chat(
     """Talk with a model without end; it forgets the oldest words, never the pinned ones.
 
     When stdin is no terminal, each line is a turn and the answers go to stdout as plain text.
+    A turn that begins with a slash is a command, and one that begins with two is said with one.
     """
     if system is not None and system_file is not None:
         raise UsageError("--system and --system-file exclude one another: give one")
     if max_tokens < 1:
         raise UsageError(f"--max-tokens {max_tokens} is not possible: 1 or more")
-    prompt = read_text("system-file", system_file) if system_file else system
+    prompt = system and given(system, "--system")
+    if system_file:
+        prompt = read_whole(system_file, "system-file")
+    separator = _separator(turns_separated_by, null)
     with ExitStack() as held:
         kept, saved = _session(session, held) if session is not None else (None, None)
         if saved:
             model = model or _its_model(saved)
         sampling = sample.sampling(saved.talk.sampling if saved and saved.talk else None)
-        policy = memory.policy(
-            model, default_keep="system", before=saved.stream.policy if saved else None
-        )
+        policy = memory.policy(model, chat=True, before=saved.stream.policy if saved else None)
         cuts: list[Event] = []
         with opened(
             model,
@@ -91,7 +104,7 @@ def chat(
             engine,
             cache,
             log,
-            chat=True,
+            chat=template is None,
             session=kept.path if kept and saved else None,
             hears=lambda event: cuts.append(event) if event.cut else None,
         ) as (loaded, stream):
@@ -112,11 +125,22 @@ def chat(
             held.callback(conversation.let_go)
             if talk and prompt is not None and prompt != talk.system:
                 n_evaluated = conversation.change_system(prompt)
-                typer.echo(f"system prompt changed, {n_evaluated} tokens evaluated", err=True)
-            if sys.stdin.isatty():
+                terminal.note(f"system prompt changed, {n_evaluated} tokens evaluated")
+            if terminal.is_asked():
                 conversation.interactive(f"{loaded.path.name} · {loaded.description}")
             else:
-                conversation.piped()
+                conversation.piped(separator)
+
+
+def _separator(text: str | None, null: bool) -> str:
+    """What stands between two turns from a pipe."""
+    if text is None and not null:
+        return "\n"
+    if text is not None and null:
+        raise UsageError("--turns-separated-by and --null exclude one another: give one")
+    if terminal.is_asked():
+        raise UsageError("--turns-separated-by is for turns from a pipe: Alt-Enter makes new lines")
+    return "\0" if text is None else separator_of(text)
 
 
 def _session(name: str, held: ExitStack) -> tuple[Kept, Session | None]:
@@ -150,5 +174,5 @@ def _template(asked: str | None, model: Model, talk: Talk | None) -> ChatTemplat
                 f"--chat-template {asked} is neither a file nor a template of llama.cpp: "
                 f"{', '.join(templates.names())}"
             )
-        source = read_text("chat-template", Path(asked))
+        source = read_whole(Path(asked), "chat-template")
     return ChatTemplate(source, model.special_texts)

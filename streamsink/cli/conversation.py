@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
-from typing import TYPE_CHECKING, TypeAlias
+import re
+from typing import TYPE_CHECKING
 
 import typer
 
+from streamsink.cli import terminal
 from streamsink.cli.keeping import Keeping
 from streamsink.cli.options import discard_of, keep_of
 from streamsink.errors import StreamsinkError, UsageError
+from streamsink.reading import turns, typed
 from streamsink.session import shelf
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from streamsink.chat import Chat
+    from streamsink.cli.terminal import Write
     from streamsink.records import Event, Stats
     from streamsink.remains import Memory
     from streamsink.sampling import Sampling
-
-    Write: TypeAlias = Callable[[str], object]
 
 COMMANDS = {
     "help": ("", "this text"),
@@ -39,7 +38,11 @@ COMMANDS = {
     "reset": ("", "begin anew; what a session holds is kept beside it"),
     "quit": ("", "leave (also Ctrl-D)"),
 }
-KEYS = "Ctrl-C stops an answer and keeps the conversation. Alt-Enter makes a new line."
+KEYS = (
+    "Ctrl-C stops an answer and keeps the conversation. Alt-Enter makes a new line.\n"
+    "A message that begins with a slash is typed with two: //etc says /etc."
+)
+_COMMAND = re.compile(r"/(\S*)\s*(.*)", re.S)
 EDGE = 38
 """Letters of a text's beginning and of its end that are shown."""
 
@@ -78,26 +81,30 @@ class Conversation:
         """Let others have the session file."""
         self._keeping.let_go()
 
-    def piped(self) -> None:
-        """Each line of stdin is a turn; what concerns the program goes to stderr.
+    def piped(self, separator: str = "\n") -> None:
+        """Take turns from stdin; what concerns the program goes to stderr.
 
-        A command that cannot be carried out is told, and the next line is read; the exit code
+        A command that cannot be carried out is told, and the next turn is taken; the exit code
         remembers it.
+
+        Parameters
+        ----------
+        separator : str
+            What stands between two turns.
         """
         code = 0
-        self._greet(sys.stderr.write)
-        for line in sys.stdin:
-            text = line.rstrip("\n")
+        self._greet(terminal.err)
+        for text in turns(separator, terminal.tell):
             if not text.strip():
                 continue
-            if not text.startswith("/"):
-                self._answer(text, sys.stderr.write)
+            if not _is_command(text):
+                self._answer(_said(text), terminal.err)
                 continue
             try:
-                if not self._command(text, sys.stderr.write):
+                if not self._command(text, terminal.err):
                     break
             except StreamsinkError as error:
-                typer.echo(f"streamsink: {error}", err=True)
+                terminal.tell(str(error))
                 code = error.exit_code
         raise typer.Exit(code)
 
@@ -126,11 +133,12 @@ class Conversation:
             key_bindings=keys,
             bottom_toolbar=self._status,
         )
-        print(f"{title}\n/help lists the commands, Ctrl-D leaves.")
-        self._greet(sys.stdout.write)
+        terminal.say(title)
+        terminal.say("/help lists the commands, Ctrl-D leaves.")
+        self._greet(terminal.out)
         while True:
             try:
-                text = prompt.prompt("> ").strip()
+                text = typed(prompt.prompt("> ")).strip()
             except KeyboardInterrupt:
                 continue
             except EOFError:
@@ -141,17 +149,17 @@ class Conversation:
                 if not self._take(text):
                     return
             except StreamsinkError as error:
-                print(f"streamsink: {error}", file=sys.stderr)
+                terminal.tell(str(error))
 
     def _take(self, text: str) -> bool:
         """Take a line from the keyboard; False ends the conversation."""
         try:
-            if text.startswith("/"):
-                return self._command(text, sys.stdout.write)
-            self._answer(text, sys.stdout.write)
+            if _is_command(text):
+                return self._command(text, terminal.out)
+            self._answer(_said(text), terminal.out)
         except KeyboardInterrupt:
-            print("\n(stopped)")
-            self._tell_cuts(sys.stdout.write)
+            terminal.out("\n(stopped)\n")
+            self._tell_cuts(terminal.out)
             self._save()
         return True
 
@@ -170,19 +178,15 @@ class Conversation:
         if restored.why:
             write(
                 f"{restored.n_evaluated:,} visible tokens were evaluated again, and remember "
-                f"nothing of what was evicted: {restored.why}\n"
+                f"nothing of what was evicted: {terminal.line(restored.why)}\n"
             )
 
     def _answer(self, text: str, write: Write) -> None:
-        # Plain writes: what a model says is never markup, nor an order to the terminal.
-        shown = _harmless if sys.stdout.isatty() else str
         for step in self._chat.say(text, self._max_tokens, sampling=self._keeping.sampling):
-            sys.stdout.write(shown(step.text))
-            sys.stdout.flush()
+            terminal.out(step.text)
         # Saved before the line ends: what stands there whole is in the file.
         self._save()
-        sys.stdout.write("\n")
-        sys.stdout.flush()
+        terminal.out("\n")
         self._tell_cuts(write)
 
     def _tell_cuts(self, write: Write) -> None:
@@ -204,11 +208,13 @@ class Conversation:
 
     def _command(self, line: str, write: Write) -> bool:
         """Carry out a command; False ends the conversation."""
-        name, _, argument = line[1:].partition(" ")
+        found = _COMMAND.match(line)
+        assert found
+        name, argument = found.groups()
         if name in ("quit", "exit"):
             return False
         if name not in COMMANDS:
-            raise UsageError(f"/{name} is no command: /help lists them")
+            raise UsageError(f"/{name} is no command: /help lists them, and //{name} says it")
         getattr(self, f"_do_{name}")(argument.strip(), write)
         return True
 
@@ -233,21 +239,21 @@ class Conversation:
 
     def _do_history(self, _: str, write: Write) -> None:
         if self._chat.system:
-            write(f"system: {_harmless(self._chat.system)}\n")
+            write(f"system: {self._chat.system}\n")
         for at in range(len(self._chat.turns)):
-            write(self._turn(at, whole=True))
+            self._show_turn(at, write, whole=True)
 
     def _do_recall(self, words: str, write: Write) -> None:
         if not words:
             raise UsageError("/recall takes words to look for, or the number of a turn to quote")
-        if words.isdecimal():
+        if words.isdecimal() and len(words) < 10:
             quote = self._chat.quote(int(words) - 1)
             self._save()
-            write(f"{_harmless(quote)}your next turn begins with it\n")
+            write(f"{quote}your next turn begins with it\n")
             return
         found = self._chat.recall(words)
         for at in found:
-            write(self._turn(at, whole=False))
+            self._show_turn(at, write, whole=False)
         write(
             "/recall and a number quotes that turn\n" if found else "nothing like that was said\n"
         )
@@ -279,7 +285,7 @@ class Conversation:
         if argument:
             write(self._keeping.save_as(shelf.locate(argument)))
         elif path := self._keeping.save():
-            write(f"saved: {path}\n")
+            write(f"saved: {terminal.line(str(path))}\n")
         else:
             raise UsageError("/save needs a name, or a file")
 
@@ -289,33 +295,30 @@ class Conversation:
     def _do_reset(self, _: str, write: Write) -> None:
         write(self._keeping.reset())
 
-    def _turn(self, at: int, *, whole: bool) -> str:
-        """A turn for people."""
+    def _show_turn(self, at: int, write: Write, *, whole: bool) -> None:
         turn = self._chat.turns[at]
         memory = self._chat.memory(turn)
         who = "> " if turn.role == "user" else ""
-        text = _harmless(turn.text.strip()) if whole else _edges(turn.text)
-        line = f"{at + 1} {_REMARKS[memory]}{who}{text}"
-        if memory == "forgotten" and sys.stdout.isatty():
-            return f"\x1b[2m{line}\x1b[0m\n"
-        return f"{line}\n"
+        text = turn.text.strip() if whole else _edges(turn.text)
+        write(f"{at + 1} {_REMARKS[memory]}{who}{text}\n", dim=memory == "forgotten")
 
 
 MEMORIES: tuple[Memory, ...] = ("pinned", "visible", "cut", "forgotten")
 _REMARKS = {"pinned": "(pinned) ", "visible": "", "cut": "(cut) ", "forgotten": "(forgotten) "}
 
-# What moves a cursor, changes colours or rings the bell: C0 and C1 but for new lines and tabs.
-_CONTROLS = dict.fromkeys([*range(32), *range(127, 160)])
-del _CONTROLS[ord("\n")], _CONTROLS[ord("\t")]
+
+def _is_command(text: str) -> bool:
+    return text.startswith("/") and not text.startswith("//")
 
 
-def _harmless(text: str) -> str:
-    return text.translate(_CONTROLS)
+def _said(text: str) -> str:
+    """What a turn says: a second slash at its beginning tells it from a command."""
+    return text.removeprefix("/")
 
 
 def _edges(text: str) -> str:
     """A text on one line; of a long one, beginning and end."""
-    line = _harmless(" ".join(text.split()))
+    line = " ".join(text.split())
     return line if len(line) <= 2 * EDGE + 4 else f"{line[:EDGE]} … {line[-EDGE:]}"
 
 

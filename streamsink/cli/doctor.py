@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from dataclasses import asdict
 from pathlib import Path
@@ -12,18 +11,20 @@ import typer
 
 from streamsink.advice import warnings
 from streamsink.child import SURVEYOR, Child
+from streamsink.cli import terminal
 from streamsink.cli.grouped import grouped
 from streamsink.cli.options import EngineOptions, ModelName
 from streamsink.cli.table import show
-from streamsink.errors import UsageError
+from streamsink.errors import StreamsinkError, UsageError
 from streamsink.memory import available_bytes, gib
 from streamsink.registry import resolve
 
 if TYPE_CHECKING:
+    from streamsink.backend import Capabilities
     from streamsink.survey import Need, Survey
 
-ROOM = 0.9
-"""Part of the free memory that a recommended command may take."""
+PROMPT = "Once upon a time"
+"""Of a recommended command that goes on from a text."""
 
 
 @grouped
@@ -55,22 +56,23 @@ def doctor(
     free = available_bytes() if found.gpu_bytes is None else found.gpu_bytes
     n_ctx = max(contexts, default=None)
     advice = warnings(found.traits, settings, n_ctx=n_ctx, chat=True)
-    command = _command(model, found, free)
+    command = _command(model, engine, found, free, advice)
     if as_json:
-        typer.echo(json.dumps(_record(found, free, advice, command), indent=2))
+        terminal.say_json(_record(found, free, advice, command))
     else:
         _show_model(found, free)
-        typer.echo()
+        terminal.say()
         for line in advice:
-            typer.echo(f"warning: {line}")
+            terminal.say(f"warning: {line}")
         if command:
-            typer.echo(f"recommended: {command}")
+            terminal.say(f"recommended: {command}")
     if command is None:
         raise typer.Exit(1)
 
 
 def _contexts(text: str) -> list[int]:
-    contexts = [int(part) if part.strip().isdecimal() else 0 for part in text.split(",")]
+    numbers = (part.strip() for part in text.split(","))
+    contexts = [int(part) if part.isdecimal() and len(part) < 10 else 0 for part in numbers]
     if not all(16 <= n_ctx <= 2**24 for n_ctx in contexts):
         raise UsageError(f"--ctx {text} is not possible: numbers from 16 on, comma-separated")
     return sorted({*contexts})
@@ -80,9 +82,11 @@ def _contexts(text: str) -> list[int]:
 
 
 def _show_model(found: Survey, free: int) -> None:
+    from streamsink.recommendation import fits
+
     show(("model", found.path.name), [[name, text] for name, text in _traits(found)])
-    typer.echo()
-    able = found.capabilities
+    terminal.say()
+    able = _able(found)
     if able.no_stream:
         rows = [["no stream", able.no_stream]]
     else:
@@ -93,7 +97,7 @@ def _show_model(found: Survey, free: int) -> None:
         ]
     show(("placement", "verdict"), rows)
     if found.needs and not able.no_stream:
-        typer.echo()
+        terminal.say()
         show(
             ("n_ctx", "KV type", "cache", "scratch", "with weights", f"of {gib(free)} free"),
             [
@@ -103,7 +107,7 @@ def _show_model(found: Survey, free: int) -> None:
                     gib(need.cache_bytes),
                     gib(need.scratch_bytes),
                     gib(_total(found, need)),
-                    "fits" if _total(found, need) <= free else "too much",
+                    "fits" if fits(found, need, free) else "too much",
                 ]
                 for need in found.needs
             ],
@@ -170,29 +174,52 @@ def _total(found: Survey, need: Need) -> int:
     return found.weight_bytes + need.cache_bytes + need.scratch_bytes
 
 
-def _command(model: str, found: Survey, free: int) -> str | None:
-    """The command line to begin with; None where there is none."""
-    able = found.capabilities
-    levels = {able.rotate.level, able.reanchor.level}
-    if able.no_stream or "exact" not in levels:
+def _able(found: Survey) -> Capabilities:
+    """What a stream may do, sliding windows kept whole where it rotates."""
+    return found.able(found.settings, swa_full=True)
+
+
+def _command(
+    model: str, engine: EngineOptions, found: Survey, free: int, advice: list[str]
+) -> str | None:
+    """The command line to begin with, under the options that were given; None where there is none.
+
+    Why it is none, or not a chat, becomes part of the advice.
+    """
+    from streamsink.recommendation import recommend
+
+    best = recommend(found, free)
+    if isinstance(best, str):
+        advice.append(f"nothing can be recommended: {best}")
         return None
-    fitting = [
-        need
-        for need in found.needs
-        if _total(found, need) <= ROOM * free and need.n_ctx <= able.n_ctx_train
-    ]
-    words = ["streamsink", "chat", model]
-    if fitting:
-        # The types stand in the order of their precision: a larger context counts more.
-        best = max(fitting, key=lambda need: need.n_ctx)
-        words += ["--ctx", str(best.n_ctx)]
-        if best.cache_type != "f16":
-            words += ["--cache-type-k", best.cache_type, "--cache-type-v", best.cache_type]
-    return shlex.join(words)
+    name = f"./{model}" if model.startswith("-") else model  # or it is taken for an option
+    options = [*engine.words(), "--ctx", str(best.n_ctx)]
+    if best.settings.cache_type_k != "f16":
+        options += ["--cache-type-k", best.settings.cache_type_k]
+        options += ["--cache-type-v", best.settings.cache_type_v]
+    if best.policy.placement != "auto":
+        options += ["--placement", best.policy.placement]
+    if why := _no_chat(found.traits.chat_template):
+        advice.append(f"a chat fails at once without another --chat-template: {why}")
+        return shlex.join(["streamsink", "generate", name, *options, "-p", PROMPT])
+    return shlex.join(["streamsink", "chat", name, *options])
+
+
+def _no_chat(template: str) -> str:
+    """Why a model's template cannot be used; '' where it can."""
+    from streamsink.template import ChatTemplate
+
+    try:
+        tried = ChatTemplate(template, {"bos_token": "", "eos_token": ""})
+        tried.opening("", "Hello")
+        tried.next_turn("Hello")
+    except StreamsinkError as error:
+        return str(error)
+    return ""
 
 
 def _record(found: Survey, free: int, advice: list[str], command: str | None) -> dict[str, Any]:
-    able = found.capabilities
+    able = _able(found)
     return {
         "path": str(found.path),
         "weight_bytes": found.weight_bytes,
@@ -226,11 +253,8 @@ def _show_installation(as_json: bool) -> None:
             "it: rebuild with GCC 15, or by scripts/run of streamsink's sources"
         )
     if as_json:
-        typer.echo(
-            json.dumps(
-                {**about, "devices": [asdict(device) for device in found], "warnings": notes},
-                indent=2,
-            )
+        terminal.say_json(
+            {**about, "devices": [asdict(device) for device in found], "warnings": notes}
         )
         return
     used = about["llama_cpp_features"].replace(" = 1", "").replace(" | ", ", ")
@@ -244,10 +268,10 @@ def _show_installation(as_json: bool) -> None:
         ["memory", f"{gib(about['memory_bytes'])}, {gib(available_bytes())} free"],
     ]
     show(("installation", ""), rows)
-    typer.echo()
+    terminal.say()
     show(
         ("device", "kind", "memory", "free", "description"),
         [[d.name, d.kind, gib(d.total_bytes), gib(d.free_bytes), d.description] for d in found],
     )
     for note in notes:
-        typer.echo(f"warning: {note}")
+        terminal.say(f"warning: {note}")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-from typing import Annotated
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from streamsink.cli import terminal
 from streamsink.cli.grouped import grouped
 from streamsink.cli.opening import opened
 from streamsink.cli.options import (
@@ -18,7 +19,10 @@ from streamsink.cli.options import (
     SamplingOptions,
 )
 from streamsink.errors import UsageError
-from streamsink.reading import read_text
+from streamsink.reading import given, read_text
+
+if TYPE_CHECKING:
+    from streamsink.stream import Stream
 
 
 @grouped
@@ -43,22 +47,46 @@ def generate(
     """Go on from a text of any length. Model text alone goes to stdout."""
     if (prompt is None) == (file is None):
         raise UsageError("give the text to go on from: either -p TEXT or --file FILE (- is stdin)")
-    policy = memory.policy(model, default_keep=4)
+    policy = memory.policy(model, chat=False)
     if policy.n_keep == "system":
         raise UsageError("--keep system needs a chat: give a number, or -1 for the whole prompt")
     if policy.n_discard == "turn":
         raise UsageError("--discard turn needs a chat: give a number, half or sentence")
-    if policy.n_keep == -1 and file is not None:
-        raise UsageError("--keep -1 pins a prompt given with -p; for --file give a number")
     if max_tokens < -1:
         raise UsageError(f"--max-tokens {max_tokens} is not possible: 0 or more, or -1 for ever")
     sampling = sample.sampling()
-    pieces = iter([prompt]) if prompt is not None else read_text([file or "-"], "file")
+    stops = [given(text, "--stop") for text in stop or ()]
+    if prompt is not None:
+        pieces = iter([given(prompt, "--prompt")])
+    else:
+        pieces = read_text([file or "-"], "file")
     with opened(model, policy, memory.ctx, engine, cache, log) as (_, stream):
+        if policy.n_keep == -1:
+            pieces = iter([_first_prompt(pieces, stream)])
         for piece in pieces:
             stream.feed(piece)
         limit = None if max_tokens == -1 else max_tokens
-        for step in stream.generate(limit, stop or (), sampling, ignore_eos=ignore_eos):
-            sys.stdout.write(step.text)
-            sys.stdout.flush()
-        sys.stdout.write("\n")
+        for step in stream.generate(limit, stops, sampling, ignore_eos=ignore_eos):
+            terminal.out(step.text)
+        terminal.out("\n")
+
+
+def _first_prompt(pieces: Iterator[str], stream: Stream) -> str:
+    """All pieces as one, which is what ``--keep -1`` pins; a text that cannot fit is not read on.
+
+    Raises
+    ------
+    UsageError
+        It leaves no window.
+    """
+    gathered, n_tokens = [], 0
+    for piece in pieces:
+        gathered.append(piece)
+        n_tokens += len(stream.tokenize(piece))
+        # The whole may have a few tokens less than its pieces where they meet.
+        if n_tokens - 4 * len(gathered) >= stream.n_ctx:
+            raise UsageError(
+                f"--keep -1 pins the whole prompt, which has more than the {stream.n_ctx} tokens "
+                "of --ctx: raise --ctx, or give --keep a number"
+            )
+    return "".join(gathered)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from streamsink import session
+from streamsink.cli import terminal
 from streamsink.errors import SessionError, UsageError
 from streamsink.session import shelf
 
@@ -89,7 +90,7 @@ class Keeping:
             Something else than a session is there.
         """
         if self._kept and self._kept.is_at(path):
-            return f"saved: {self.save()}\n"
+            return f"saved: {terminal.line(str(self.save()))}\n"
         taken = shelf.take(path)
         try:
             aside = None if self._may_overwrite(taken.path) else taken.set_aside()
@@ -100,7 +101,7 @@ class Keeping:
             if self._kept is not taken:
                 taken.release()
         always = ", and will be after every turn" if self._kept is taken else ""
-        return f"saved{always}: {taken.path}\n{_told(aside, 'what was there')}"
+        return f"saved{always}: {terminal.line(str(taken.path))}\n{_told(aside, 'what was there')}"
 
     def load(self, path: Path, tell: Callable[[], object]) -> None:
         """Go on with another session; what was said until now has to be saved somewhere.
@@ -181,4 +182,4 @@ class Keeping:
 
 def _told(aside: Path | None, what: str) -> str:
     """Where something is kept that was to be overwritten, if anything was."""
-    return f"{what} is kept as {shelf.name_of(aside)}\n" if aside else ""
+    return f"{what} is kept as {terminal.line(shelf.name_of(aside))}\n" if aside else ""

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Annotated
 
 import typer
 
 from streamsink import __version__
-from streamsink.cli import bench, chat, doctor, generate, models, sessions
+from streamsink.cli import bench, chat, doctor, generate, models, sessions, terminal
 from streamsink.errors import StreamsinkError
+
+FAULT = 70
+"""Exit code of what nobody foresaw (sysexits.h: EX_SOFTWARE)."""
+TRACEBACK = "STREAMSINK_TRACEBACK"
+"""The variable of the environment that asks for Python's own account of it."""
 
 app = typer.Typer(
     name="streamsink",
@@ -27,7 +33,7 @@ app.add_typer(bench.app, name="bench")
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"streamsink {__version__}")
+        terminal.say(f"streamsink {__version__}")
         raise typer.Exit
 
 
@@ -52,14 +58,28 @@ def main() -> None:
     except (KeyboardInterrupt, typer.Abort):
         code = 130
     except Exception as error:
-        # Typer's own usage errors; where its copy of click lives depends on its version.
-        if not hasattr(error, "format_message"):
+        if hasattr(error, "format_message"):
+            # Typer's own usage errors; where its copy of click lives depends on its version.
+            code = _fail(error.format_message(), getattr(error, "exit_code", 2))
+        elif TRACEBACK in os.environ:
             raise
-        code = _fail(error.format_message(), getattr(error, "exit_code", 2))
+        else:
+            what = f"{type(error).__name__}: {error}"
+            code = _fail(f"{what} (a fault of streamsink; {TRACEBACK}=1 shows where)", FAULT)
+    _drop_what_nobody_reads()
     sys.exit(code)
 
 
 def _fail(message: str, code: int) -> int:
-    line = " ".join(message.split())
-    print(f"streamsink: {line}", file=sys.stderr)
+    terminal.tell(message)
     return code
+
+
+def _drop_what_nobody_reads() -> None:
+    """Send what a closed pipe has not taken nowhere, or Python complains of it at the end."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

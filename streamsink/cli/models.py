@@ -2,27 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import os
-import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
-from rich.table import Table
-from rich.text import Text
 
 from streamsink import registry
+from streamsink.cli import progress, terminal
+from streamsink.cli.table import show
 from streamsink.errors import UsageError
 from streamsink.registry import Entry
 
@@ -43,14 +31,13 @@ def list_models(
     as_json: Annotated[bool, typer.Option("--json", help="All that is known, as JSON.")] = False,
 ) -> None:
     """List the models that have a name: a table in a terminal, else lines of tabs."""
-    entries = registry.load_registry().values()
+    known = registry.load_registry()
     if as_json:
-        typer.echo(json.dumps([_record(entry) for entry in entries], indent=2))
-    elif sys.stdout.isatty():
-        Console().print(_table([_row(entry, entry.source.place) for entry in entries]))
+        terminal.say_json([_record(entry) for entry in known.values()])
     else:
-        for entry in entries:
-            typer.echo("\t".join(_row(entry, str(entry.source))))
+        _show_table(known.values())
+    for fault in known.faults.values():
+        terminal.tell(f"warning: {fault}")
 
 
 @app.command()
@@ -61,19 +48,19 @@ def pull(
     """Bring a model here and print its path; an interrupted pull is gone on with."""
     entry = registry.entry_named(name)
     if registry.is_here(entry) and not force:
-        typer.echo(f"{entry.name} is already here", err=True)
+        terminal.note(f"{entry.name} is already here")
         path = registry.location(entry)
     else:
         size = f" ({_bytes(entry.size)})" if entry.size else ""
-        typer.echo(f"pulling {entry.name}{size} from {_plain(str(entry.source))}", err=True)
+        terminal.note(f"pulling {entry.name}{size} from {entry.source}")
         path = _pull(entry, force)
-    _print_path(path)
+    terminal.path(path)
 
 
 @app.command()
 def path(name: Annotated[str, typer.Argument(metavar="NAME|PATH")] = "") -> None:
     """Print the path of a model's file, and nothing else."""
-    _print_path(registry.resolve(name))
+    terminal.path(registry.resolve(name))
 
 
 @app.command()
@@ -132,7 +119,7 @@ def add(
         force=force,
     )
     then = "" if registry.is_here(entry) else f"; `streamsink models pull {name}` brings it here"
-    typer.echo(f"{name} is in {_plain(str(registry.user_registry()))}{then}")
+    terminal.say(f"{name} is in {registry.user_registry()}{then}")
 
 
 @app.command()
@@ -149,50 +136,22 @@ def rm(
     deletes = not isinstance(entry.source, registry.PathSource) and folder.is_dir()
     if deletes or not forget:
         if not yes:
-            _confirm(f"delete {_plain(str(folder))}?")
+            terminal.confirm(f"delete {folder}?")
         registry.remove(entry)
     if forget:
         registry.forget(name)
 
 
 def _pull(entry: Entry, force: bool) -> Path:
-    console = Console(stderr=True)
-    bar = Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not console.is_terminal,
-    )
-    task: TaskID | None = None
-
-    def show(done: int, total: int | None) -> None:
-        nonlocal task
-        if task is None:  # begun here, so that what an earlier pull left is not taken for speed
-            task = bar.add_task(entry.name, total=total, completed=done)
-        bar.update(task, completed=done, total=total)
-
+    bar = progress.Transfer(entry.name)
     try:
         with bar:
-            return registry.pull(entry, show, force=force)
+            return registry.pull(entry, bar.goes_on, force=force)
     except KeyboardInterrupt:
         kept = registry.kept_bytes(entry)
         said = f"{_bytes(kept)} are kept, pull again to go on" if kept else "nothing is kept"
-        typer.echo(f"interrupted: {said}", err=True)
+        terminal.note(f"interrupted: {said}")
         raise typer.Exit(130) from None
-
-
-def _confirm(question: str) -> None:
-    if not _is_asked_in_a_terminal():
-        raise UsageError(f"{question} There is nobody to ask here: --yes")
-    if not typer.confirm(question, err=True):
-        raise typer.Exit(1)
-
-
-def _is_asked_in_a_terminal() -> bool:
-    return sys.stdin.isatty()
 
 
 def _state(entry: Entry) -> str:
@@ -203,8 +162,7 @@ def _state(entry: Entry) -> str:
 
 def _row(entry: Entry, source: str) -> list[str]:
     size = "?" if entry.size is None else _bytes(entry.size)
-    cells = (entry.name, size, entry.licence, _state(entry), source, entry.description)
-    return [_plain(cell) for cell in cells]
+    return [entry.name, size, entry.licence, _state(entry), source, entry.description]
 
 
 def _record(entry: Entry) -> dict[str, Any]:
@@ -228,17 +186,18 @@ def _record(entry: Entry) -> dict[str, Any]:
     }
 
 
-def _table(rows: list[list[str]]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("name", no_wrap=True)
-    table.add_column("size", no_wrap=True, justify="right")
-    table.add_column("licence", max_width=12)
-    table.add_column("here", no_wrap=True)
-    table.add_column("source", no_wrap=True)
-    table.add_column("description")
-    for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
-    return table
+def _show_table(entries: Iterable[Entry]) -> None:
+    """A terminal has room for the place of a source only."""
+    short = terminal.is_terminal()
+    show(
+        ("name", "size", "licence", "here", "source", "description"),
+        [_row(entry, entry.source.place if short else str(entry.source)) for entry in entries],
+        header=short,
+        size={"no_wrap": True, "justify": "right"},
+        licence={"max_width": 12},
+        here={"no_wrap": True},
+        source={"no_wrap": True},
+    )
 
 
 def _bytes(count: int) -> str:
@@ -248,13 +207,3 @@ def _bytes(count: int) -> str:
             break
         value, unit = value / 1000, larger
     return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-
-
-def _plain(text: str) -> str:
-    """Blank out what could move a cursor or break a line of tabs."""
-    return "".join(letter if letter.isprintable() else " " for letter in text)
-
-
-def _print_path(file: Path) -> None:
-    # As bytes: a file's name need not be text.
-    typer.echo(os.fsencode(file))

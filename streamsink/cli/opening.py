@@ -6,17 +6,15 @@ import contextlib
 import dataclasses
 import json
 import logging
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-import typer
-
 from streamsink.advice import warnings
-from streamsink.cli.options import CacheOptions, EngineOptions, LogOptions
+from streamsink.cli import terminal
+from streamsink.cli.options import CacheOptions, EngineOptions, LogOptions, usual_ctx
 from streamsink.errors import UsageError
 from streamsink.policy import SinkPolicy
 from streamsink.registry import entry_for, resolve
@@ -25,8 +23,6 @@ if TYPE_CHECKING:
     from streamsink.model import Model
     from streamsink.records import Event
     from streamsink.stream import Stream
-
-N_CTX = 2048
 
 Hears: TypeAlias = "Callable[[Event], object]"
 
@@ -53,14 +49,13 @@ def opened(
     model, policy, ctx, engine, cache, log
         What was asked for; ``None`` is the command's own choice, or the session's.
     chat : bool
-        Whether it is for a conversation.
+        Whether it is for a conversation by the model's own template.
     session : Path, optional
         A session file to go on with.
     hears : callable, optional
         Called with every event, beside what ``log`` asks for.
     """
-    entry = entry_for(model)
-    n_ctx = ctx if ctx is not None else (entry.n_ctx if entry and entry.n_ctx else N_CTX)
+    n_ctx = ctx if ctx is not None else usual_ctx(entry_for(model))
     if session is None:
         policy.check(n_ctx)
     settings = engine.settings(cache)
@@ -101,7 +96,7 @@ def _both(first: Hears | None, second: Hears | None) -> Hears | None:
 def warn(lines: Sequence[str]) -> None:
     """Tell what is odd, on stderr."""
     for line in lines:
-        typer.echo(f"streamsink: warning: {line}", err=True)
+        terminal.tell(f"warning: {line}")
 
 
 @contextmanager
@@ -133,9 +128,14 @@ def _unwritable(path: Path, error: OSError) -> UsageError:
     return UsageError(f"--json-events {path} cannot be written: {error.strerror or error}")
 
 
+class _OnTerminal(logging.Handler):
+    """Shows llama.cpp's log, in which a file's metadata is quoted."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        terminal.note(record.getMessage())
+
+
 def _show_log() -> None:
     log = logging.getLogger("streamsink.llama")
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    log.addHandler(handler)
+    log.addHandler(_OnTerminal())
     log.setLevel(logging.INFO)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+import contextlib
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -11,14 +12,21 @@ import typer
 from streamsink import policy as policies
 from streamsink.errors import UsageError
 from streamsink.policy import SinkPolicy
-from streamsink.registry import entry_for, load_registry
+from streamsink.reading import read_whole
+from streamsink.registry import Entry, entry_for, load_registry
 from streamsink.sampling import Sampling
 from streamsink.settings import CacheSettings
 
+N_CTX = 2048
+"""Tokens of context where nobody says how many."""
+
 
 def _names(incomplete: str) -> list[str]:
-    """Names of the registry, for shell completion."""
-    return [name for name in load_registry() if name.startswith(incomplete)]
+    """Names of the registry, for shell completion; none where it cannot be read."""
+    try:
+        return [name for name in load_registry() if name.startswith(incomplete)]
+    except UsageError:
+        return []
 
 
 ModelName = Annotated[
@@ -67,37 +75,49 @@ class PolicyOptions:
         typer.Option("--force", help="Take a --placement that is only approximate on this model."),
     ] = False
 
-    def policy(
-        self, model: str, *, default_keep: policies.Keep, before: SinkPolicy | None = None
-    ) -> SinkPolicy:
+    def policy(self, model: str, *, chat: bool, before: SinkPolicy | None = None) -> SinkPolicy:
         """The policy that the options ask for, or else the session, the model's entry, the command.
 
         Parameters
         ----------
         model : str
             Its name.
-        default_keep : int or "system"
-            What the command keeps.
+        chat : bool
+            Whether turns are taken.
         before : SinkPolicy, optional
             The session's.
         """
-        if before:
-            asked: dict[str, Any] = {
+        asked = _given(
+            {
                 "n_keep": self.keep and keep_of(self.keep),
                 "n_discard": self.discard and discard_of(self.discard),
                 "placement": self.placement,
                 "slack": self.slack,
                 "force": self.force or None,
             }
-            return replace(before, **_given(asked))
+        )
+        if before:
+            return replace(before, **asked)
+        policy = SinkPolicy(**{"n_keep": "system" if chat else 4, **asked})
         entry = entry_for(model)
-        keep, discard = self.keep, self.discard
-        if keep is None:
-            keep = str(default_keep if entry is None or entry.keep is None else entry.keep)
-        if discard is None:
-            discard = str(1 if entry is None or entry.discard is None else entry.discard)
-        placement = cast(Any, self.placement or "auto")
-        return SinkPolicy(keep_of(keep), discard_of(discard), placement, self.slack, self.force)
+        return policy if entry is None else self._with_defaults_of(entry, policy, chat=chat)
+
+    def _with_defaults_of(self, entry: Entry, policy: SinkPolicy, *, chat: bool) -> SinkPolicy:
+        """A policy with what a model's entry says of what was not asked for.
+
+        What makes no sense for the command, or beside what was asked for, stays as the command has
+        it: the entry was written for others too.
+        """
+        keep = entry.keep if self.keep is None and (chat or entry.keep != "system") else None
+        discard = entry.discard if self.discard is None else None
+        if discard == "turn" and not chat:
+            discard = None
+        for values in _given({"n_keep": keep}), _given({"n_discard": discard}):
+            changed = replace(policy, **values)
+            with contextlib.suppress(UsageError):
+                changed.check(self.ctx if self.ctx is not None else usual_ctx(entry))
+                policy = changed
+        return policy
 
 
 @dataclass(frozen=True)
@@ -144,6 +164,17 @@ class EngineOptions:
     def settings(self, cache: CacheOptions | None = None) -> CacheSettings:
         """The settings that the options ask for."""
         return CacheSettings(**self.given(cache))
+
+    def words(self) -> list[str]:
+        """The options as a command line has them, without what is not stated."""
+        words: list[str] = []
+        for field in fields(self):
+            name, value = field.name.replace("_", "-"), getattr(self, field.name)
+            if isinstance(value, bool):
+                words.append(f"--{name}" if value else f"--no-{name}")
+            elif value != field.default:
+                words += [f"--{name}", str(value)]
+        return words
 
 
 @dataclass(frozen=True)
@@ -200,7 +231,7 @@ class SamplingOptions:
         """The sampler settings that the options ask for, or else those of before."""
         asked = asdict(self)
         asked["temperature"] = asked.pop("temp")
-        asked["grammar"] = read_text("grammar", self.grammar) if self.grammar else None
+        asked["grammar"] = read_whole(self.grammar, "grammar") if self.grammar else None
         return replace(before or Sampling(), **_given(asked))
 
 
@@ -212,6 +243,11 @@ class LogOptions:
         Path | None, typer.Option(help="Write a JSON line per eviction and the like.")
     ] = None
     verbose: Annotated[bool, typer.Option("--verbose", help="Show llama.cpp's own log.")] = False
+
+
+def usual_ctx(entry: Entry | None) -> int:
+    """Tokens of context where none are asked for."""
+    return entry.n_ctx if entry and entry.n_ctx else N_CTX
 
 
 def keep_of(text: str) -> policies.Keep:
@@ -238,22 +274,6 @@ def number(option: str, text: str, possible: str = "a number") -> int:
         return int(text)
     except ValueError:
         raise UsageError(f"--{option} {text} is not possible: {possible}") from None
-
-
-def read_text(option: str, path: Path) -> str:
-    """The text of a file that an option names.
-
-    Raises
-    ------
-    UsageError
-        It cannot be read, or is not UTF-8.
-    """
-    try:
-        return path.read_text("utf-8")
-    except UnicodeDecodeError:
-        raise UsageError(f"--{option} {path} is not UTF-8 text") from None
-    except OSError as error:
-        raise UsageError(f"--{option} {path} cannot be read: {error.strerror}") from None
 
 
 def _given(values: dict[str, Any]) -> dict[str, Any]:

@@ -1,30 +1,91 @@
-"""How far a run of benchmarks is: a bar with the time left, or a line for each measurement."""
+"""How far something is that takes long: a bar with the time left."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from rich.console import Console
 from rich.progress import (
     BarColumn,
+    DownloadColumn,
     Progress,
+    ProgressColumn,
+    TaskID,
     TaskProgressColumn,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
+    TransferSpeedColumn,
 )
 
-from streamsink.bench.folder import RunFolder
-from streamsink.bench.task import Task
+from streamsink.cli import terminal
+
+if TYPE_CHECKING:
+    from streamsink.bench.folder import RunFolder
+    from streamsink.bench.task import Task
 
 LONG_AGO = 3600.0
 """Seconds over which the pace is taken: measurements differ, so the whole run is looked at."""
 
 
-class Bar:
-    """Watches a run; implements `streamsink.bench.suite.Watcher`.
+Self = TypeVar("Self", bound="_Shown")
+
+
+class _Shown:
+    """A bar that stands in a terminal while its ``with`` block runs, and nowhere else."""
+
+    def __init__(self, *columns: ProgressColumn, **options: Any) -> None:
+        console = terminal.console(stderr=True)
+        self._bar = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            *columns,
+            console=console,
+            disable=not console.is_terminal,
+            **options,
+        )
+
+    def __enter__(self: Self) -> Self:
+        """Show it."""
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Take it away."""
+        self._bar.stop()
+
+
+class Transfer(_Shown):
+    """Shows how much of a file has come.
+
+    Parameters
+    ----------
+    name : str
+        What is coming.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__(DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+        self._name = terminal.line(name)
+        self._row: TaskID | None = None
+
+    def goes_on(self, done: int, total: int | None) -> None:
+        """Move the bar; see `streamsink.registry.Progress`."""
+        if self._row is None:  # begun here, so that what an earlier pull left is no speed
+            self._row = self._bar.add_task(self._name, total=total, completed=done)
+        self._bar.update(self._row, completed=done, total=total)
+
+
+class Bar(_Shown):
+    """Watches a run of benchmarks; implements `streamsink.bench.suite.Watcher`.
+
+    Where there is no terminal, each measurement gets a line.
 
     Parameters
     ----------
@@ -35,48 +96,29 @@ class Bar:
     """
 
     def __init__(self, tasks: Sequence[Task], folder: RunFolder) -> None:
-        self._console = Console(stderr=True)
-        self._progress = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
+        super().__init__(
             TaskProgressColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            console=self._console,
             speed_estimate_period=LONG_AGO,
-            disable=not self._console.is_terminal,
         )
         self._left = [task for task in tasks if not folder.has(task)]
         self._weight = 0.0
         self._done = 0.0
-        self._row = self._progress.add_task("", total=sum(task.weight for task in self._left))
+        self._row = self._bar.add_task("", total=sum(task.weight for task in self._left))
 
     def begins(self, task: Task) -> None:
         """Name the measurement."""
         self._weight = task.weight
-        self._progress.update(self._row, description=f"{task.kind} {task.key}")
+        self._bar.update(self._row, description=terminal.line(f"{task.kind} {task.key}"))
 
     def goes_on(self, done: float) -> None:
         """Move the bar."""
-        self._progress.update(self._row, completed=self._done + min(done, 1.0) * self._weight)
+        self._bar.update(self._row, completed=self._done + min(done, 1.0) * self._weight)
 
     def ends(self, task: Task, result: dict[str, Any]) -> None:
         """Move the bar, or say a line."""
         self._done += task.weight
-        self._progress.update(self._row, completed=self._done)
-        if self._progress.disable:
-            self._console.print(f"done: {task.kind} {task.key}", markup=False, highlight=False)
-
-    def __enter__(self) -> Bar:
-        """Show it."""
-        self._progress.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Take it away."""
-        self._progress.stop()
+        self._bar.update(self._row, completed=self._done)
+        if self._bar.disable:
+            terminal.note(f"done: {task.kind} {task.key}")

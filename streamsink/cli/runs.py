@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from typing import Any
-
-import typer
 
 from streamsink.bench.compare import Difference
 from streamsink.bench.folder import RunFolder
 from streamsink.bench.rows import KINDS, circumstances
+from streamsink.cli import terminal
 from streamsink.cli.table import show
 
 
@@ -34,7 +32,7 @@ def show_run(folder: RunFolder) -> None:
 def show_differences(differences: Sequence[Difference], as_json: bool) -> None:
     """Print a comparison; what matters is marked with a star."""
     if as_json:
-        typer.echo(json.dumps([dataclasses.asdict(one) for one in differences], indent=2))
+        terminal.say_json([dataclasses.asdict(one) for one in differences])
         return
     show(
         ("", "what", "measure", "A", "B", "B / A", "why"),
@@ -55,4 +53,4 @@ def show_differences(differences: Sequence[Difference], as_json: bool) -> None:
 
 def _say(lines: Any) -> None:
     for line in lines:
-        typer.echo(line)
+        terminal.say(line)

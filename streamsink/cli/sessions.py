@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from streamsink.cli import table as tables
+from streamsink.cli import terminal
 from streamsink.errors import SessionError, UsageError
 
 if TYPE_CHECKING:
@@ -49,14 +49,16 @@ def list_sessions(
             if path.exists():  # else it was deleted meanwhile
                 records.append({"name": path.stem, "path": str(path), "error": str(error)})
     if as_json:
-        typer.echo(json.dumps(records, indent=2))
-    elif records and sys.stdout.isatty():
-        _print_table(records)
-    elif sys.stdout.isatty():
-        typer.echo("no sessions yet: streamsink chat --session NAME")
+        terminal.say_json(records)
+    elif records or not terminal.is_terminal():
+        tables.show(
+            ("name", "model", "turns", "tokens", "size", "saved"),
+            [_row(record) for record in records],
+            header=terminal.is_terminal(),
+            **{title: {"justify": "right"} for title in ("turns", "tokens", "size")},
+        )
     else:
-        for record in records:
-            typer.echo("\t".join(_row(record)))
+        terminal.say("no sessions yet: streamsink chat --session NAME")
 
 
 @app.command()
@@ -68,12 +70,12 @@ def show(
     path, found = _read(name)
     record = _record(name, path, found)
     if as_json:
-        typer.echo(json.dumps(record, indent=2))
+        terminal.say_json(record)
         return
     for key, value in record.items():
-        typer.echo(f"{key:12} {_line(str(value))}")
+        terminal.say(f"{key:12} {value}")
     for turn in found.talk.turns[-2:] if found.talk else ():
-        typer.echo(f"{turn.role:12} {_line(turn.text)}")
+        terminal.say(f"{turn.role:12} {turn.text}")
 
 
 @app.command()
@@ -93,7 +95,7 @@ def export(
     path, found = _read(name)
     text = forms.plain(found) if as_json else forms.markdown(found, path.name.removesuffix(SUFFIX))
     if out is None:
-        typer.echo(text, nl=False)
+        terminal.out(text)
         return
     if is_archive(out):
         raise UsageError(f"--out {out} is a session, or another archive: give another file")
@@ -118,10 +120,7 @@ def delete(
         if path.parent != shelf.folder():
             read(path)  # what is no session is not deleted
         if not yes:
-            if not sys.stdin.isatty():
-                raise UsageError(f"delete {path}? There is nobody to ask here: --yes")
-            if not typer.confirm(f"delete {path}?", err=True):
-                raise typer.Exit(1)
+            terminal.confirm(f"delete {path}?")
         for file in dict.fromkeys((kept.path, path)):  # a link goes too
             file.unlink(missing_ok=True)
     except OSError as error:
@@ -157,31 +156,12 @@ def _record(name: str, path: Path, session: Session) -> dict[str, Any]:
 
 def _row(record: dict[str, Any]) -> list[str]:
     if "error" in record:
-        return [_line(record["name"]), "", "", "", "", _line(record["error"])]
+        return [record["name"], "", "", "", "", record["error"]]
     return [
-        _line(record["name"]),
+        record["name"],
         Path(record["model"]).name,
         str(record["turns"]),
         f"{record['tokens']:,}",
         f"{record['bytes'] / 1e6:,.1f} MB",
         record["saved"],
     ]
-
-
-def _print_table(records: list[dict[str, Any]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in ("name", "model", "turns", "tokens", "size", "saved"):
-        justify: Any = "right" if title in ("turns", "tokens", "size") else "left"
-        table.add_column(title, justify=justify)
-    for record in records:
-        table.add_row(*(Text(cell) for cell in _row(record)))
-    Console().print(table)
-
-
-def _line(text: str) -> str:
-    """A text on one line that moves no cursor."""
-    return "".join(letter if letter.isprintable() else " " for letter in " ".join(text.split()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import weakref
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,12 +15,12 @@ import llama_cpp.llama_cpp as llama
 import numpy as np
 
 from streamsink.backend import MAIN, SCRATCH, Capabilities, Logits, Sampler, Verdict
+from streamsink.budget import CELL_STEP, flash_of, n_lanes_of, require_memory
 from streamsink.errors import (
     CacheError,
     CapabilityError,
     ClosedError,
     DecodeError,
-    MemoryBudgetError,
     ModelError,
     TornError,
     UsageError,
@@ -28,7 +29,7 @@ from streamsink.ledger import Span
 from streamsink.memory import available_bytes, gib
 from streamsink.native import grammar, probe
 from streamsink.native.library import Said, hearing
-from streamsink.native.params import context_params, flash_of, n_lanes_of
+from streamsink.native.params import context_params
 from streamsink.native.sampler import NativeSampler
 from streamsink.native.vocabulary import NativeVocabulary
 from streamsink.native.weights import Weights
@@ -37,8 +38,6 @@ from streamsink.settings import CacheSettings
 from streamsink.snapshot import CellKind
 from streamsink.traits import capabilities, check_types
 
-CELL_STEP = 256
-"""llama.cpp rounds a cache up to whole steps, and computes attention over whole steps."""
 ROWS_BYTES = 64 * 2**20
 """Memory that rows of logits of one decode may take."""
 COMPACT_BYTES = 64 * 2**20
@@ -103,7 +102,7 @@ class NativeContext:
         check_types(weights.traits, settings)
         self._n_lanes_asked = 1 if borrowed else n_lanes_of(n_ctx, settings, weights.traits)
         n_spare = self._n_lanes_asked - 1
-        context = borrowed or _made(weights, n_ctx, n_ctx + n_spare, settings, swa_full=swa_full)
+        context = borrowed or _made(weights, n_ctx, settings, swa_full=swa_full)
         self._context: llama.llama_context_p | None = context
         self._memory = llama.llama_get_memory(context)
         self._n_cells_live = -(-n_ctx // CELL_STEP) * CELL_STEP
@@ -153,7 +152,8 @@ class NativeContext:
             swa_full,
             settings.rope_scaling,
             settings.rope_scale,
-            str(self._weights.path.absolute()),
+            # A file's name need not be text, and a session's header is.
+            os.fsencode(self._weights.path.absolute()).decode("utf-8", "replace"),
         )
 
     @property
@@ -508,11 +508,11 @@ def _check_shift(said: Said) -> None:
 
 
 def _made(
-    weights: Weights, n_ctx: int, n_cells: int, settings: CacheSettings, *, swa_full: bool
+    weights: Weights, n_ctx: int, settings: CacheSettings, *, swa_full: bool
 ) -> llama.llama_context_p:
     """Make a context."""
-    flash = flash_of(settings, offloads=weights.offloads)
-    _check_memory(weights, n_cells, settings, flash=bool(flash))
+    if not weights.offloads:
+        require_memory(weights.traits, settings, n_ctx, available_bytes(), swa_full=swa_full)
     params = context_params(
         n_ctx, settings, weights.traits, offloads=weights.offloads, swa_full=swa_full
     )
@@ -536,19 +536,3 @@ def _free(context: llama.llama_context_p | None, *batches: _Batch) -> None:
         llama.llama_free(context)
     for batch in batches:
         llama.llama_batch_free(batch.native)
-
-
-def _check_memory(weights: Weights, n_cells: int, settings: CacheSettings, *, flash: bool) -> None:
-    """Refuse a context that would drive the machine out of memory: Linux would kill the process."""
-    if weights.offloads:
-        return
-    cache = weights.traits.cell_bytes(settings.cache_type_k, settings.cache_type_v) * n_cells
-    # Without flash attention the scores of a whole batch stand in memory, in f32.
-    scores = 0 if flash else 4 * weights.traits.n_head * min(settings.n_batch, n_cells) * n_cells
-    free = available_bytes()
-    if cache + scores > 0.95 * free:
-        fits = int(n_cells * 0.95 * free / (cache + scores))
-        raise MemoryBudgetError(
-            f"a context of {n_cells} tokens takes {gib(cache + scores)}, and {gib(free)} are free: "
-            f"lower --ctx (about {fits} fit), or --cache-type-k q8_0 --cache-type-v q8_0"
-        )

@@ -7,6 +7,7 @@ import os
 import llama_cpp.llama_cpp as llama
 import psutil
 
+from streamsink.budget import flash_of, n_lanes_of
 from streamsink.cache_types import CACHE_TYPES
 from streamsink.checked import whole
 from streamsink.native import amx
@@ -68,29 +69,6 @@ def context_params(
     params.swa_full = swa_full
     params.no_perf = True
     return params
-
-
-def n_lanes_of(n_ctx: int, settings: CacheSettings, traits: Traits) -> int:
-    """Lanes of a context: as many as a batch has tokens for.
-
-    A sliding window has none, and a recurrent state cannot be divided into lanes.
-    """
-    if traits.n_swa or traits.hybrid:
-        return 1
-    n_lanes = max(1, min(settings.n_lanes, settings.n_batch - 1))
-    if traits.scaling == "longrope" and n_ctx <= traits.n_ctx_unscaled:
-        # One cell more, and llama.cpp takes the factors of long contexts (get_rope_factors).
-        n_lanes = min(n_lanes, 1 + traits.n_ctx_unscaled - n_ctx)
-    return n_lanes
-
-
-def flash_of(settings: CacheSettings, *, offloads: bool) -> bool | None:
-    """Whether attention is computed by flash attention; ``None`` leaves it to llama.cpp."""
-    if settings.needs_flash:
-        return True
-    if settings.flash_attn is None and not offloads:
-        return False
-    return settings.flash_attn
 
 
 def _cores() -> int:

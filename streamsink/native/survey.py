@@ -7,6 +7,7 @@ may die.
 
 from __future__ import annotations
 
+import os
 import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -24,7 +25,7 @@ from streamsink.native.params import context_params, model_params
 from streamsink.native.traits import TOLD, read_traits
 from streamsink.native.vocabulary import NativeVocabulary
 from streamsink.settings import CacheSettings
-from streamsink.survey import usual_contexts
+from streamsink.survey import cache_settings, usual_contexts
 from streamsink.trial import remembered
 
 # llama-kv-cache.cpp, llama-memory-recurrent.cpp: the size of a cache; llama-context.cpp: what is
@@ -40,8 +41,7 @@ def answer(request: Answer) -> Answer:
     """Look at a file.
 
     The request names the ``path``, ``n_gpu_layers``, the ``settings`` of a cache, the ``contexts``
-    and ``cache_types`` to try, and ``n_bytes``, the most memory to take. The file's header has been
-    checked already.
+    to try, and ``n_bytes``, the most memory to take. The file's header has been checked already.
     """
     if not llama.llama_supports_gpu_offload():  # a GPU's driver reserves what it likes
         limit(request["n_bytes"])
@@ -60,7 +60,7 @@ def answer(request: Answer) -> Answer:
     # A vocabulary of 150,000 tokens takes llama.cpp 0.3 s and the header's reader half of that.
     with ThreadPoolExecutor(1) as beside, hearing(TOLD) as said:
         reading = beside.submit(read_header, path)
-        model = llama.llama_model_load_from_file(str(path).encode(), params)
+        model = llama.llama_model_load_from_file(os.fsencode(path), params)
     if not model:
         raise ModelError(f"llama.cpp cannot load {path}: {said.reason or 'no reason given'}")
     header = reading.result()
@@ -68,16 +68,18 @@ def answer(request: Answer) -> Answer:
     weight_bytes = sum(part.stat().st_size for part in header.parts())
     traits = read_traits(model, NativeVocabulary(model), header, names, said.lines)
     shifts, needs = not simulates, []
-    contexts = request["contexts"] or usual_contexts(traits.n_ctx_train)
     if simulates and traits.decoder and not traits.encoder:
-        for n_ctx, cache_type in product(contexts, request["cache_types"]):
-            types = {"cache_type_k": cache_type, "cache_type_v": cache_type}
-            settings = CacheSettings(**{**request["settings"], **types})
+        usual = CacheSettings(**request["settings"])
+        contexts = request["contexts"] or usual_contexts(traits.n_ctx_within(usual))
+        whole = context_params(contexts[0], usual, traits, offloads=offloads, swa_full=True)
+        shifts = _can_shift(model, whole)
+        for n_ctx, settings in product(contexts, cache_settings(usual, traits)):
             context = context_params(n_ctx, settings, traits, offloads=offloads, swa_full=False)
-            with hearing(_SIZES) as sizes:
-                shifts = _can_shift(model, context) or shifts
-            if lines := sizes.lines:
-                needs.append((n_ctx, cache_type, _bytes(lines, _CACHE), _bytes(lines, _SCRATCH)))
+            with hearing(_SIZES) as said:
+                _can_shift(model, context)
+            if lines := said.lines:
+                sizes = _bytes(lines, _CACHE), _bytes(lines, _SCRATCH)
+                needs.append((n_ctx, settings.cache_type_k, *sizes))
     llama.llama_model_free(model)
     return {
         "weight_bytes": weight_bytes,

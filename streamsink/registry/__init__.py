@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from streamsink.registry.edit import add, forget
-from streamsink.registry.entries import DEFAULT_MODEL, Entry, near_names
+from streamsink.registry.entries import DEFAULT_MODEL, Entry, Registry, near_names
 from streamsink.registry.paths import models_dir, user_registry
 from streamsink.registry.received import Progress
 from streamsink.registry.sources import HfSource, PathSource, PypiSource, Source, UrlSource
@@ -33,6 +33,7 @@ __all__ = [
     "PathSource",
     "Progress",
     "PypiSource",
+    "Registry",
     "Source",
     "UrlSource",
     "add",

@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from streamsink.errors import FetchError
-from streamsink.registry.disk import require_room
+from streamsink.registry import web
+from streamsink.registry.disk import Growth, require_room
 from streamsink.registry.received import Progress, Received
 from streamsink.registry.sources import shown
 from streamsink.registry.web import Answer, Interrupted, ask
@@ -91,22 +92,25 @@ def _attempt(url: str, part: Path, size: int | None, checked: bool, progress: Pr
     answer = ask(url, start, note.validator if note and start else None)
     try:
         _check_answer(answer, start, note, url, part, size)
-        require_room(part.parent, (answer.total or size or 0) - _length(part))
+        total = size if answer.total is None else answer.total
+        require_room(part.parent, (total or 0) - _length(part))
+        growth = Growth(part.parent, shown(url), total)
         digest = hashlib.sha256()
         with part.open("ab" if answer.start else "wb") as out:
             if answer.start:
                 _hash_into(digest, part)
             else:
                 _write_note(part, _Note(url, answer.validator))
-            done, total = answer.start, answer.total or size
+            done = answer.start
             progress(done, total)
             while answer.total is None or done < answer.total:
                 block = answer.read(min(_CHUNK, answer.total - done) if answer.total else _CHUNK)
                 if not block:
                     break
+                done += len(block)
+                _check_growth(growth, done, part)
                 out.write(block)
                 digest.update(block)
-                done += len(block)
                 progress(done, total)
     finally:
         answer.close()
@@ -133,6 +137,14 @@ def _check_answer(
         raise Interrupted("the file changed on the server, or it sends another part than asked")
 
 
+def _check_growth(growth: Growth, done: int, part: Path) -> None:
+    try:
+        growth.check(done)
+    except FetchError:
+        discard(part)  # it is no part of what was wanted, or nobody knows how much room it takes
+        raise
+
+
 def _hash_into(digest: hashlib._Hash, part: Path) -> None:
     with part.open("rb") as file:
         while block := file.read(_CHUNK):
@@ -152,9 +164,10 @@ def _note_of(part: Path) -> Path:
 
 def _read_note(part: Path) -> _Note | None:
     try:
-        return _Note(**json.loads(_note_of(part).read_text("utf-8")))
-    except (FileNotFoundError, ValueError, TypeError):
+        note = _Note(**json.loads(_note_of(part).read_text("utf-8")))
+    except (FileNotFoundError, ValueError, TypeError, RecursionError):
         return None  # a part without a readable note proves nothing, and is begun again
+    return note if web.is_validator(note.validator) else None
 
 
 def _write_note(part: Path, note: _Note) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import re
+from pathlib import Path
 from typing import Any
 
 from streamsink.atomic import write_text
@@ -69,10 +71,11 @@ def add(
         "chat": chat,
     }
     values = {key: value for key, value in stated.items() if value is not None}
-    if isinstance(source, PathSource) and not source.path.expanduser().is_file():
+    if isinstance(source, PathSource) and not os.path.isfile(os.path.expanduser(source.path)):
         raise UsageError(f"no such file: {source.path}")
     entry = parse_entry(Table(name, values, "models add", own=True))
-    taken = load_registry().get(name)
+    known = load_registry()
+    taken = None if name in known.faults else known.get(name)  # one that cannot be is mended so
     if taken and not force:
         kind = "one of your own models" if taken.own else "one of streamsink's models"
         raise UsageError(f"{name} is {kind} already: choose another name, or --force")
@@ -108,12 +111,12 @@ def _source_values(source: Source) -> dict[str, Any]:
         return {"pypi": {k: getattr(source, k) for k in ("package", "version", "member")}}
     if isinstance(source, UrlSource):
         return {"url": source.url}
-    return {"path": str(source.path.expanduser().absolute())}
+    return {"path": str(Path(os.path.expanduser(source.path)).absolute())}
 
 
 def _read() -> str:
     try:
-        return user_registry().read_text("utf-8")
+        return user_registry().read_text("utf-8-sig")
     except FileNotFoundError:
         return ""
     except (OSError, UnicodeDecodeError) as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -37,8 +37,8 @@ class Entry:
         Default context in tokens.
     keep : int, "system" or None
         Default pinned prefix: tokens, -1 for the whole first prompt, or the system block.
-    discard : int, "half", "turn" or None
-        Default eviction: tokens at once, half of the window, or whole turns.
+    discard : int, "half", "turn", "sentence" or None
+        Default eviction: tokens at once, half of the window, or whole turns or sentences.
     chat : bool or None
         Whether the model was trained to chat.
     own : bool
@@ -54,7 +54,7 @@ class Entry:
     description: str = ""
     n_ctx: int | None = None
     keep: int | Literal["system"] | None = None
-    discard: int | Literal["half", "turn"] | None = None
+    discard: int | Literal["half", "turn", "sentence"] | None = None
     chat: bool | None = None
     own: bool = False
 
@@ -63,6 +63,40 @@ class Entry:
         """The name under which the file is stored; the source's own where it is a safe one."""
         own = self.source.filename
         return own if is_gguf_name(own) else f"{self.name}.gguf"
+
+
+class Registry(Mapping[str, Entry]):
+    """All entries by name.
+
+    One that cannot be is not among them, and is no matter to the others: it is reported where it is
+    asked for by its name.
+
+    Parameters
+    ----------
+    entries : Mapping[str, Entry]
+        Those that can be.
+    faults : Mapping[str, UsageError]
+        What is wrong with the others.
+    """
+
+    def __init__(self, entries: Mapping[str, Entry], faults: Mapping[str, UsageError]) -> None:
+        self._entries = entries
+        self.faults = faults
+
+    def __getitem__(self, name: str) -> Entry:
+        if name in self.faults:
+            # Anew, so that no traceback is added to one that is kept.
+            raise UsageError(str(self.faults[name]))
+        return self._entries[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries or name in self.faults
 
 
 def is_gguf_name(name: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from urllib.parse import quote, urlsplit
 
 from streamsink.errors import UsageError
@@ -34,9 +35,19 @@ def address(source: HfSource) -> str:
 
 
 def token_for(url: str) -> str | None:
-    """Return ``$HF_TOKEN`` for an address on the Hub itself, and for no other."""
+    """Return ``$HF_TOKEN`` for an address on the Hub itself, and for no other.
+
+    Raises
+    ------
+    UsageError
+        It cannot be sent; what it is, is not told.
+    """
     token = os.environ.get("HF_TOKEN", "").strip()
-    return token if token and is_hub(url) else None
+    if not token or not is_hub(url):
+        return None
+    if not re.fullmatch(r"[!-~]+", token):
+        raise UsageError("HF_TOKEN is no token: it has blanks, controls or letters beyond ASCII")
+    return token
 
 
 def is_hub(url: str) -> bool:

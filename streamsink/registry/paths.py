@@ -49,7 +49,7 @@ def _folder(
     environ: Mapping[str, str], platform: str, windows: str, xdg: str, fallback: str
 ) -> Path:
     if own := environ.get("STREAMSINK_HOME"):
-        return Path(own).expanduser().absolute()
+        return Path(os.path.expanduser(own)).absolute()
     if platform == "darwin":
         base = Path.home() / "Library" / "Application Support"
     elif platform == "win32":

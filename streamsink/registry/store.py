@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from streamsink.errors import UsageError
-from streamsink.registry.entries import DEFAULT_MODEL, Entry, find
+from streamsink.registry.entries import DEFAULT_MODEL, Entry, Registry, find
 from streamsink.registry.paths import builtin_registry, models_dir, user_registry
 from streamsink.registry.sources import HfSource, PathSource, UrlSource
 from streamsink.registry.tables import Table, merge, parse_entry, read_tables
@@ -16,16 +16,23 @@ Asked = str | os.PathLike[str] | None
 """What a user may name a model by: a name, a path, or nothing for the default model."""
 
 
-def load_registry() -> dict[str, Entry]:
+def load_registry() -> Registry:
     """Return all entries, the user's own laid over the built-in ones.
 
     Raises
     ------
     UsageError
-        A registry file cannot be read, or says something that cannot be; with file and line.
+        A registry file cannot be read, or is not TOML; with file and line.
     """
     tables = merge(read_file(builtin_registry()), read_file(user_registry(), own=True))
-    return {name: parse_entry(table) for name, table in tables.items()}
+    entries: dict[str, Entry] = {}
+    faults: dict[str, UsageError] = {}
+    for name, table in tables.items():
+        try:
+            entries[name] = parse_entry(table)
+        except UsageError as error:
+            faults[name] = error
+    return Registry(entries, faults)
 
 
 def read_file(path: Path, *, own: bool = False) -> dict[str, Table]:
@@ -37,7 +44,7 @@ def read_file(path: Path, *, own: bool = False) -> dict[str, Table]:
         It cannot be read, or is not TOML.
     """
     try:
-        text = path.read_text("utf-8")
+        text = path.read_text("utf-8-sig")
     except FileNotFoundError:
         if own:
             return {}
@@ -64,9 +71,10 @@ def entry_for(name_or_path: Asked) -> Entry | None:
     Raises
     ------
     UsageError
-        A registry file cannot be read.
+        A registry file cannot be read, or what it says of this model cannot be.
     """
-    return load_registry().get(os.fspath(name_or_path or "") or DEFAULT_MODEL)
+    asked = os.fspath(name_or_path or "") or DEFAULT_MODEL
+    return None if _looks_like_a_path(asked) else load_registry().get(asked)
 
 
 def location(entry: Entry) -> Path:
@@ -84,14 +92,14 @@ def part_of(entry: Entry) -> Path:
 
 def kept_bytes(entry: Entry) -> int:
     """Return how much an interrupted pull has left for the next one to go on from."""
-    resumable = isinstance(entry.source, (HfSource, UrlSource))
-    return part_of(entry).stat().st_size if resumable and part_of(entry).is_file() else 0
+    resumable, part = isinstance(entry.source, (HfSource, UrlSource)), part_of(entry)
+    return os.path.getsize(part) if resumable and os.path.isfile(part) else 0
 
 
 def is_here(entry: Entry) -> bool:
     """Return whether an entry's file is here, and of the stated size."""
     path = location(entry)
-    return path.is_file() and entry.size in (None, path.stat().st_size)
+    return os.path.isfile(path) and entry.size in (None, path.stat().st_size)
 
 
 def resolve(name_or_path: Asked) -> Path:
@@ -110,15 +118,17 @@ def resolve(name_or_path: Asked) -> Path:
         The name is unknown, its file is not here, or the path is no file.
     """
     asked = os.fspath(name_or_path or "") or DEFAULT_MODEL
-    entries = load_registry()
-    if asked in entries:
+    # No model's name looks like a path, so a registry that cannot be read is no matter to a path.
+    is_path = _looks_like_a_path(asked)
+    if not is_path and asked in (entries := load_registry()):
         return file_of(entries[asked])
-    path = Path(asked).expanduser()
-    if path.is_file():
-        return path
-    if path.is_dir():
+    # Not by Path, which raises where a name is too long, a folder is closed, or there is no ~user.
+    path = os.path.expanduser(asked)
+    if os.path.isfile(path):
+        return Path(path)
+    if os.path.isdir(path):
         raise UsageError(f"{asked} is a folder: name the .gguf file in it")
-    if _looks_like_a_path(asked):
+    if is_path:
         hint = ""
         if re.fullmatch(r"[\w.-]+/[\w.-]+", asked):
             hint = "; a file on the Hugging Face Hub gets a name by `streamsink models add`"
@@ -139,7 +149,7 @@ def file_of(entry: Entry) -> Path:
         return path
     if isinstance(entry.source, PathSource):
         raise UsageError(f"{entry.name} is the file {path}, which {_fault(entry, path)}")
-    if path.exists():
+    if os.path.exists(path):
         raise UsageError(
             f"{path} {_fault(entry, path)}: `streamsink models pull {entry.name}` replaces it"
         )
@@ -147,8 +157,8 @@ def file_of(entry: Entry) -> Path:
 
 
 def _fault(entry: Entry, path: Path) -> str:
-    if not path.is_file():
-        return "is not a file" if path.exists() else "is not there"
+    if not os.path.isfile(path):
+        return "is not a file" if os.path.exists(path) else "is not there"
     return f"has {path.stat().st_size:,} bytes, not the {entry.size:,} of the registry"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -11,6 +12,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from streamsink.errors import UsageError
+from streamsink.policy import LARGEST
 from streamsink.registry.entries import Entry, is_gguf_name
 from streamsink.registry.sources import HfSource, PathSource, PypiSource, Source, UrlSource
 
@@ -45,7 +47,7 @@ class Table:
     name : str
         The table's name.
     values : Mapping[str, Any]
-        What it states.
+        What it states; anything else where something stands outside a table.
     where : str
         File and line, for messages.
     own : bool
@@ -53,7 +55,7 @@ class Table:
     """
 
     name: str
-    values: Mapping[str, Any]
+    values: Any
     where: str
     own: bool = False
 
@@ -73,19 +75,17 @@ def read_tables(text: str, origin: str, *, own: bool = False) -> dict[str, Table
     Raises
     ------
     UsageError
-        It is not TOML, or holds something other than tables.
+        It is not TOML.
     """
     try:
         document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError, ValueError) as error:
+        # ValueError: a number of more digits than Python reads.
         raise UsageError(f"{origin} is not valid TOML: {error}; mend or remove that file") from None
-    tables = {}
-    for name, values in document.items():
-        where = f"{origin}, line {_line_of(text, name)}"
-        if not isinstance(values, dict):
-            raise UsageError(f"{where}: {name!r} stands outside a [model] table")
-        tables[name] = Table(name, values, where, own)
-    return tables
+    return {
+        name: Table(name, values, f"{origin}, line {_line_of(text, name)}", own)
+        for name, values in document.items()
+    }
 
 
 def merge(builtin: Mapping[str, Table], user: Mapping[str, Table]) -> dict[str, Table]:
@@ -97,7 +97,8 @@ def merge(builtin: Mapping[str, Table], user: Mapping[str, Table]) -> dict[str, 
     merged = dict(builtin)
     for name, table in user.items():
         below = builtin.get(name)
-        if below and not any(key in table.values for key in SOURCE_KEYS):
+        changes = isinstance(table.values, dict) and not {*SOURCE_KEYS} & {*table.values}
+        if below and changes:
             table = Table(name, {**below.values, **table.values}, table.where, own=True)
         merged[name] = table
     return merged
@@ -111,8 +112,10 @@ def parse_entry(table: Table) -> Entry:
     UsageError
         A key is unknown, of the wrong type or out of range, or there is not exactly one source.
     """
+    if not isinstance(table.values, dict):
+        raise UsageError(f"{table.where}: {table.name!r} stands outside a [model] table")
     values, where = table.values, f"{table.where}: [{table.name}]"
-    check_name(table.name)
+    check_name(table.name, table.where)
     _only(values, _KEYS, where)
     size = _field(values, "size", int, where)
     sha256 = _field(values, "sha256", str, where)
@@ -121,8 +124,10 @@ def parse_entry(table: Table) -> Entry:
         raise UsageError(f"{where}: size is {size}, but a file's size is above 0 bytes")
     if sha256 is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", sha256):
         raise UsageError(f"{where}: sha256 is {sha256!r}, but takes 64 hexadecimal digits")
-    if n_ctx is not None and n_ctx <= 0:
-        raise UsageError(f"{where}: n_ctx is {n_ctx}, but takes a number of tokens above 0")
+    if n_ctx is not None and not 0 < n_ctx <= LARGEST:
+        raise UsageError(
+            f"{where}: n_ctx is {n_ctx}, but takes a number of tokens above 0, up to {LARGEST}"
+        )
     return Entry(
         name=table.name,
         source=_source(values, where),
@@ -133,13 +138,13 @@ def parse_entry(table: Table) -> Entry:
         description=_field(values, "description", str, where) or "",
         n_ctx=n_ctx,
         keep=_count(values, "keep", -1, ("system",), where),
-        discard=_count(values, "discard", 0, ("half", "turn"), where),
+        discard=_count(values, "discard", 0, ("half", "turn", "sentence"), where),
         chat=_field(values, "chat", bool, where),
         own=table.own,
     )
 
 
-def check_name(name: str) -> None:
+def check_name(name: str, where: str) -> None:
     """Refuse what cannot name a model.
 
     Raises
@@ -149,8 +154,8 @@ def check_name(name: str) -> None:
     """
     if not _NAME.fullmatch(name) or name.endswith(".gguf"):
         raise UsageError(
-            f"{name!r} cannot name a model: use up to 64 lower-case letters, digits, '-', '_' "
-            "and '.', a letter or digit first and last, and no '.gguf' at the end"
+            f"{where}: {name!r} cannot name a model: use up to 64 lower-case letters, digits, '-', "
+            "'_' and '.', a letter or digit first and last, and no '.gguf' at the end"
         )
 
 
@@ -180,10 +185,13 @@ def _count(
     values: Mapping[str, Any], key: str, least: int, words: tuple[str, ...], where: str
 ) -> Any:
     value = values.get(key)
-    if value is None or value in words or (type(value) is int and value >= least):
+    if value is None or value in words or (type(value) is int and least <= value <= LARGEST):
         return value
     choice = " or ".join(f'"{word}"' for word in words)
-    raise UsageError(f"{where}: {key} is {value!r}, but takes a number from {least} or {choice}")
+    raise UsageError(
+        f"{where}: {key} is {value!r}, but takes a number from {least} or {choice}, "
+        f"and {LARGEST} at most"
+    )
 
 
 def _source(values: Mapping[str, Any], where: str) -> Source:
@@ -237,7 +245,7 @@ def _url(values: Mapping[str, Any], where: str) -> UrlSource:
 
 
 def _path(values: Mapping[str, Any], where: str) -> PathSource:
-    path = Path(_field(values, "path", str, where) or "").expanduser()
+    path = Path(os.path.expanduser(_field(values, "path", str, where) or ""))
     if not path.is_absolute():
         raise UsageError(f"{where}: path is {str(path)!r}, but takes one from / or ~")
     return PathSource(path)

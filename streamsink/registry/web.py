@@ -19,8 +19,13 @@ TIMEOUT = 30.0
 """Seconds to wait for a connection, and for each piece of the answer."""
 
 _PASSING = (408, 425, 429, 500, 502, 503, 504)
-_RANGE = re.compile(r"bytes (?:(\d+)-\d+|\*)/(\d+|\*)")
+_COUNT = re.compile(r"[0-9]{1,18}")
+"""What a server may say of a number of bytes or seconds; what is longer fits no disk."""
+_RANGE = re.compile(rf"bytes (?:({_COUNT.pattern})-({_COUNT.pattern})|\*)/({_COUNT.pattern}|\*)")
+_VALIDATOR = re.compile(r"[!-~](?:[ -~]{0,254}[!-~])?")
 _LONGEST_WAIT = 30.0
+_LONGEST_REASON = 200
+"""Letters of a server's own words that are passed on."""
 
 
 class Interrupted(Exception):
@@ -67,7 +72,7 @@ class Answer:
             return b""
         try:
             block: bytes = self.body.read1(limit)
-        except (OSError, http.client.HTTPException) as error:
+        except (OSError, http.client.HTTPException, ValueError) as error:
             raise Interrupted(_reason(error)) from error
         return block
 
@@ -102,7 +107,7 @@ def ask(url: str, start: int, validator: str | None) -> Answer:
     except urllib.error.URLError as error:
         raise _no_connection(error.reason, url) from error
     except (http.client.InvalidURL, ValueError) as error:
-        raise FetchError(f"{shown(url)} is not an address: {error}") from None
+        raise FetchError(f"{shown(url)} is not an address: {_words(str(error))}") from None
     except (OSError, http.client.HTTPException) as error:
         raise Interrupted(_reason(error)) from error
     if hub.is_hub(response.url):
@@ -169,11 +174,14 @@ def _answer(response: Any, start: int, announced: str | None) -> Answer:
     if headers.get("Content-Encoding", "identity") != "identity":
         response.close()
         raise FetchError(f"{shown(response.url)} is sent compressed, though that was not asked for")
-    if response.status == 206:
-        begin, total = _range(headers)
-    else:
-        length = headers.get("Content-Length", "")
-        begin, total = 0, int(length) if length.isdigit() else None
+    try:
+        if response.status == 206:
+            begin, total = _range(headers)
+        else:
+            begin, total = 0, _length(headers)
+    except FetchError as error:
+        response.close()
+        raise FetchError(f"{shown(response.url)}: {error}") from None
     return Answer(begin, total, _validator(headers), announced, response)
 
 
@@ -185,24 +193,55 @@ def _beyond_the_end(error: urllib.error.HTTPError, start: int, announced: str | 
     return Answer(0, total, None, announced)
 
 
+def _length(headers: Message) -> int | None:
+    """The bytes of a body, where the server says; several answers are no answer (RFC 9112, 6.3)."""
+    if "chunked" in headers.get("Transfer-Encoding", "").lower():
+        return None  # which has the say
+    stated = {
+        length.strip()
+        for line in headers.get_all("Content-Length", ())
+        for length in line.split(",")
+    }
+    if not stated:
+        return None
+    if len(stated) > 1 or not all(map(_COUNT.fullmatch, stated)):
+        raise FetchError(
+            f"the server states a Content-Length of {_words(' and '.join(sorted(stated)))!r}, "
+            "which is no number of bytes"
+        )
+    return int(stated.pop())
+
+
 def _range(headers: Message) -> tuple[int, int | None]:
-    found = _RANGE.match(headers.get("Content-Range", ""))
-    begin, total = found.groups() if found else (None, None)
-    return int(begin) if begin else -1, int(total) if total and total != "*" else None
+    """Begin and length of the whole of what is sent in part; -1 where that cannot be read."""
+    stated = set(headers.get_all("Content-Range", ()))
+    found = _RANGE.fullmatch(stated.pop().strip()) if len(stated) == 1 else None
+    if not found:
+        return -1, None
+    begin, end, total = (int(part) if part and part != "*" else None for part in found.groups())
+    if begin is None or end is None:
+        return -1, total
+    return (begin, total) if begin <= end and (total is None or end < total) else (-1, None)
 
 
 def _validator(headers: Message) -> str | None:
     etag = headers.get("ETag")
-    if etag and not etag.startswith("W/"):  # If-Range takes strong ones only
+    if etag and not etag.startswith("W/") and is_validator(etag):  # If-Range takes strong ones only
         return str(etag)
-    return headers.get("Last-Modified")
+    modified = headers.get("Last-Modified")
+    return modified if is_validator(modified) else None
+
+
+def is_validator(text: object) -> bool:
+    """Whether a text can be sent back as ``If-Range``; None says that there is none."""
+    return text is None or (isinstance(text, str) and _VALIDATOR.fullmatch(text) is not None)
 
 
 def _refusal(error: urllib.error.HTTPError, url: str) -> Exception:
-    said = f"{shown(url)}: HTTP {error.code} {error.reason}".rstrip()
+    said = f"{shown(url)}: HTTP {error.code} {_words(str(error.reason))}".rstrip()
     if error.code in _PASSING:
-        wait = error.headers.get("Retry-After", "")
-        return Interrupted(said, min(float(wait), _LONGEST_WAIT) if wait.isdigit() else 0.0)
+        wait = _COUNT.fullmatch(error.headers.get("Retry-After", ""))
+        return Interrupted(said, min(float(wait[0]), _LONGEST_WAIT) if wait else 0.0)
     if error.code in (401, 403) and hub.is_hub(url):
         return FetchError(
             f"{said}; the repository is gated, private or not there: accept its terms on its page "
@@ -230,4 +269,9 @@ def _reason(error: Any) -> str:
         return "nothing came for too long"
     if isinstance(error, OSError) and error.strerror:
         return str(error.strerror)
-    return str(error) or type(error).__name__
+    return _words(str(error)) or type(error).__name__
+
+
+def _words(text: str) -> str:
+    """Another's words on one line, and few of them."""
+    return " ".join(text.split())[:_LONGEST_REASON]

