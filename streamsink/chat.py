@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -58,13 +58,18 @@ class Chat:
         return self._talk.system
 
     @property
+    def template(self) -> ChatTemplate:
+        """The template in force."""
+        return self._template
+
+    @property
     def turns(self) -> list[Turn]:
         """The whole conversation, what the model has forgotten included."""
         return list(self.talk().turns)
 
     def talk(self, sampling: Sampling | None = None) -> Talk:
         """The conversation as plain data, with how its answers are chosen."""
-        talk = replace(self._talk, sampling=sampling)
+        talk = replace(self._talk, sampling=sampling, thinking=self._template.thinking)
         if self._answer is None:
             return talk
         return replace(talk, turns=(*talk.turns, self._answer.turn()), last=self._answer.last)
@@ -92,7 +97,12 @@ class Chat:
         texts, tokens = self._ends()
         steps: list[Step] = []
         answering = self.stream.generate(
-            max_tokens, [*stops, *texts], sampling, ends=tokens, record=steps
+            max_tokens,
+            [*stops, *texts],
+            sampling,
+            ends=tokens,
+            shows=self._singles(self._template.thought_marks or ()),
+            record=steps,
         )
         talk = self.talk()
         words = self._words(talk, text)
@@ -117,15 +127,13 @@ class Chat:
         llama.cpp knows the end of a turn by the usual names of its token (llama-vocab.cpp); where a
         vocabulary has none for it, it is written out, letter by letter.
         """
-        texts: list[str] = []
-        tokens: list[int] = []
-        for text in self._template.stops:
-            found = self.stream.tokenize(text, special=True)
-            if len(found) == 1:
-                tokens += found
-            else:
-                texts.append(text)
-        return texts, tokens
+        stops = self._template.stops
+        return [text for text in stops if not self._singles([text])], self._singles(stops)
+
+    def _singles(self, texts: Iterable[str]) -> list[int]:
+        """Tokens of those texts that are single ones."""
+        found = (self.stream.tokenize(text, special=True) for text in texts)
+        return [tokens[0] for tokens in found if len(tokens) == 1]
 
     # -- words to tokens ------------------------------------------------------------------------
 
@@ -346,8 +354,8 @@ class Chat:
         SessionError, UsageError, CapabilityError, DecodeError, CacheError
             As for `Stream.restore`. Whatever is raised, nothing has changed.
         """
-        talk = saved.talk or Talk(system=self.system, template=self._template.source)
-        template = self._template.other(talk.template)
+        talk = saved.talk or self._anew()
+        template = self._template.other(talk.template, talk.thinking)
         with self.stream.transaction():
             restored = self.stream.restore(saved.stream, saved.kind, cells, logits=logits)
             self._go_on(talk, template)
@@ -361,7 +369,11 @@ class Chat:
         """Begin anew, under the same system prompt and policy."""
         with self.stream.transaction():
             self.stream.reset()
-            self._go_on(Talk(system=self.system, template=self._template.source), self._template)
+            self._go_on(self._anew(), self._template)
+
+    def _anew(self) -> Talk:
+        template = self._template
+        return Talk(system=self.system, template=template.source, thinking=template.thinking)
 
     def go_on(self, talk: Talk) -> None:
         """Go on with another conversation, which came with the stream as it is now.
@@ -371,7 +383,7 @@ class Chat:
         ModelError
             Its template cannot be read; nothing has changed.
         """
-        self._go_on(talk, self._template.other(talk.template))
+        self._go_on(talk, self._template.other(talk.template, talk.thinking))
 
     def _go_on(self, talk: Talk, template: ChatTemplate) -> None:
         self._talk, self._answer, self._template = talk, None, template

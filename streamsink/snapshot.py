@@ -223,6 +223,8 @@ class Talk:
         The last token of the last answer.
     sampling : Sampling or None
         How answers are chosen.
+    thinking : bool or None
+        Whether the model is to think before it answers, where that was said.
     """
 
     turns: tuple[Turn, ...] = ()
@@ -235,3 +237,4 @@ class Talk:
     opened: int | None = None
     last: Step | None = None
     sampling: Sampling | None = None
+    thinking: bool | None = None

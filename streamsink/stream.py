@@ -56,6 +56,18 @@ class _Meter:
         self.seconds += time.perf_counter() - start
 
 
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What a generation was asked for; see `Stream.generate`."""
+
+    max_tokens: int | None
+    sampling: Sampling
+    ignore_eos: bool
+    ends: frozenset[int]
+    shows: frozenset[int]
+    record: list[Step] | None
+
+
 class Stream(Closing):
     """An endless stream through a finite context. Made by `streamsink.Model.stream`.
 
@@ -481,6 +493,7 @@ class Stream(Closing):
         *,
         ignore_eos: bool = False,
         ends: Collection[int] = (),
+        shows: Collection[int] = (),
         record: list[Step] | None = None,
     ) -> Iterator[Step]:
         """Let the model go on, one `Step` a token.
@@ -501,6 +514,8 @@ class Stream(Closing):
             Go on when the model ends its text.
         ends : collection of int
             Tokens that end the text beside those that the vocabulary marks so.
+        shows : collection of int
+            Control tokens that are part of the text, as the marks of a thought may be.
         record : list of Step, optional
             Receives every step together with its entry into the stream: whatever interrupts the
             caller, the list has what the stream has.
@@ -517,7 +532,8 @@ class Stream(Closing):
             raise UsageError(f"--max-tokens {max_tokens} is not possible: 0 or more")
         if ignore_eos and sampling.grammar:
             raise UsageError("a grammar ends where the text ends: drop ignore_eos or the grammar")
-        return self._generate(max_tokens, TextStream(stop), sampling, ignore_eos, ends, record)
+        asked = _Asked(max_tokens, sampling, ignore_eos, frozenset(ends), frozenset(shows), record)
+        return self._generate(asked, TextStream(stop))
 
     async def agenerate(
         self,
@@ -934,15 +950,8 @@ class Stream(Closing):
         self._advance(())
         return self._cache.backend.logits()[-1:]
 
-    def _generate(
-        self,
-        max_tokens: int | None,
-        text: TextStream,
-        sampling: Sampling,
-        ignore_eos: bool,
-        ends: Collection[int],
-        record: list[Step] | None,
-    ) -> Iterator[Step]:
+    def _generate(self, asked: _Asked, text: TextStream) -> Iterator[Step]:
+        sampling, max_tokens, record = asked.sampling, asked.max_tokens, asked.record
         self._cache.backend.check_sampling(sampling)  # it may take seconds, and Ctrl-C acts there
         with self._alone:
             if self._is_empty:
@@ -968,7 +977,7 @@ class Stream(Closing):
                             "another generation has begun on this stream: use that one"
                         )
                     n += 1
-                    step = self._step(sampler, text, ignore_eos, ends, last=n == max_tokens)
+                    step = self._step(sampler, text, asked, last=n == max_tokens)
                     self._pending.append(step.token)
                     if record is not None:
                         record.append(step)
@@ -982,23 +991,16 @@ class Stream(Closing):
             if step.finish:
                 return
 
-    def _step(
-        self,
-        sampler: Sampler,
-        text: TextStream,
-        ignore_eos: bool,
-        ends: Collection[int],
-        *,
-        last: bool,
-    ) -> Step:
+    def _step(self, sampler: Sampler, text: TextStream, asked: _Asked, *, last: bool) -> Step:
         """Choose the next token; it is not yet part of the stream."""
         self._ready_logits()
         index = self._cache.ledger.next_index
         token = self._cache.backend.sample(sampler, index)
         finish: Finish | None = None
-        if not ignore_eos and (token in ends or self._vocabulary.ends_generation(token)):
+        ends = token in asked.ends or self._vocabulary.ends_generation(token)
+        if ends and not asked.ignore_eos:
             finish = "eos"
-        piece = b"" if finish else self._vocabulary.piece(token)
+        piece = b"" if finish else self._vocabulary.piece(token, special=token in asked.shows)
         if finish is None and sampler.stuck:
             finish = "grammar"
         if finish is None and last:

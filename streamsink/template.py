@@ -59,11 +59,11 @@ class ChatTemplate:
         self._special = special
         self._renderer = Renderer(self.source, special)
 
-    def other(self, source: str) -> ChatTemplate:
+    def other(self, source: str, thinking: bool | None = None) -> ChatTemplate:
         """Another template for the same model."""
-        if source == self.source:
+        if (source, thinking) == (self.source, self.thinking):
             return self
-        return ChatTemplate(source, self._special, thinking=self.thinking)
+        return ChatTemplate(source, self._special, thinking=thinking)
 
     # -- turns ----------------------------------------------------------------------------------
 

@@ -49,7 +49,18 @@ def chat(
             "without.",
         ),
     ] = None,
+    thinking: Annotated[
+        bool | None,
+        typer.Option(
+            "--thinking/--no-thinking",
+            help="Whether the model is to think before it answers, where its template has a switch "
+            "for that. Thoughts are shown greyed, or from a pipe on stderr.",
+        ),
+    ] = None,
     max_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.")] = 1024,
+    stop: Annotated[
+        list[str] | None, typer.Option(help="Text that ends an answer; repeatable.")
+    ] = None,
     turns_separated_by: Annotated[
         str | None,
         typer.Option(
@@ -112,15 +123,16 @@ def chat(
             from streamsink.cli.conversation import Conversation
 
             talk = saved.talk if saved else None
-            turns_by = _template(template, loaded, talk)
+            turns_by = _template(template, loaded, talk, thinking)
             if talk:
-                talk = replace(talk, template=turns_by.source)
+                talk = replace(talk, template=turns_by.source, thinking=turns_by.thinking)
             conversation = Conversation(
                 Chat(stream, turns_by, prompt or "", talk=talk),
                 sampling,
                 max_tokens,
                 cuts,
                 kept,
+                stop or (),
             )
             held.callback(conversation.let_go)
             if talk and prompt is not None and prompt != talk.system:
@@ -162,7 +174,9 @@ def _its_model(saved: Session) -> str:
     return saved.kind.path
 
 
-def _template(asked: str | None, model: Model, talk: Talk | None) -> ChatTemplate:
+def _template(
+    asked: str | None, model: Model, talk: Talk | None, thinking: bool | None
+) -> ChatTemplate:
     """The template by name or out of a file, or else as it was, or the model's own."""
     from streamsink.native import templates
     from streamsink.template import ChatTemplate, is_name
@@ -175,4 +189,13 @@ def _template(asked: str | None, model: Model, talk: Talk | None) -> ChatTemplat
                 f"{', '.join(templates.names())}"
             )
         source = read_whole(Path(asked), "chat-template")
-    return ChatTemplate(source, model.special_texts)
+    before = talk.thinking if talk else None
+    template = ChatTemplate(
+        source, model.special_texts, thinking=before if thinking is None else thinking
+    )
+    if thinking is not None and not template.has_thinking_switch:
+        raise UsageError(
+            "this chat template has no switch for thinking: leave out "
+            f"--{'' if thinking else 'no-'}thinking"
+        )
+    return template

@@ -14,8 +14,11 @@ from streamsink.cli.options import discard_of, keep_of
 from streamsink.errors import StreamsinkError, UsageError
 from streamsink.reading import turns, typed
 from streamsink.session import shelf
+from streamsink.thinking import Thoughts
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from streamsink.chat import Chat
     from streamsink.cli.terminal import Write
     from streamsink.records import Event, Stats
@@ -43,6 +46,8 @@ KEYS = (
     "A message that begins with a slash is typed with two: //etc says /etc."
 )
 _COMMAND = re.compile(r"/(\S*)\s*(.*)", re.S)
+LEAST_WINDOW = 64
+"""Tokens beside what is pinned below which a chat is told that there are too few."""
 EDGE = 38
 """Letters of a text's beginning and of its end that are shown."""
 
@@ -62,6 +67,8 @@ class Conversation:
         Fills with the evictions that cut a turn in two.
     kept : shelf.Kept or None
         Session file that is written after every turn.
+    stop : sequence of str
+        Texts that end an answer.
     """
 
     def __init__(
@@ -71,11 +78,14 @@ class Conversation:
         max_tokens: int,
         cuts: list[Event],
         kept: shelf.Kept | None,
+        stop: Sequence[str] = (),
     ) -> None:
         self._chat = chat
         self._keeping = Keeping(chat, sampling, kept)
         self._max_tokens = max_tokens
         self._cuts = cuts
+        self._stop = stop
+        self._window_told: int | None = None
 
     def let_go(self) -> None:
         """Let others have the session file."""
@@ -153,15 +163,24 @@ class Conversation:
 
     def _take(self, text: str) -> bool:
         """Take a line from the keyboard; False ends the conversation."""
+        before = self._state()
         try:
             if _is_command(text):
                 return self._command(text, terminal.out)
             self._answer(_said(text), terminal.out)
         except KeyboardInterrupt:
-            terminal.out("\n(stopped)\n")
-            self._tell_cuts(terminal.out)
-            self._save()
+            if self._state() == before:
+                terminal.out("\n(stopped: nothing of it was taken in)\n")
+            else:
+                terminal.out("\n(stopped)\n")
+                self._tell_cuts(terminal.out)
+                self._save()
         return True
+
+    def _state(self) -> object:
+        """What a line from the keyboard may change."""
+        chat = self._chat
+        return chat.talk(), chat.stream.policy, chat.stream.pinned_ranges
 
     def change_system(self, prompt: str) -> int:
         """Change the system prompt; return how many tokens were evaluated."""
@@ -182,12 +201,48 @@ class Conversation:
             )
 
     def _answer(self, text: str, write: Write) -> None:
-        for step in self._chat.say(text, self._max_tokens, sampling=self._keeping.sampling):
-            terminal.out(step.text)
+        chat = self._chat
+        steps = chat.say(text, self._max_tokens, self._stop, self._keeping.sampling)
+        self._tell_what_is_seen(write)
+        template = chat.template
+        thoughts = Thoughts(template.thought_marks, inside=template.opens_thought)
+        # In a pipe the answer goes on alone.
+        think = terminal.out if terminal.is_terminal() else terminal.err
+        finish, thinks, is_empty = None, False, True
+        for step in steps:
+            finish = step.finish
+            for said in thoughts.push(step.text, final=finish is not None):
+                if thinks and not said.thought:
+                    think("\n\n")
+                thinks = said.thought
+                (think if thinks else terminal.out)(said.text, dim=thinks)
+                is_empty &= thinks or not said.text.strip()
         # Saved before the line ends: what stands there whole is in the file.
         self._save()
         terminal.out("\n")
+        if finish == "length":
+            write(f"(cut at --max-tokens {self._max_tokens}: say something to go on)\n")
+        elif is_empty:
+            write("(the model had nothing to say)\n")
         self._tell_cuts(write)
+
+    def _tell_what_is_seen(self, write: Write) -> None:
+        """Say where the window is too small for what is said in it."""
+        stats, n_ctx = self._chat.stream.stats, self._chat.stream.n_ctx
+        window = n_ctx - stats.pinned
+        if window < LEAST_WINDOW and window != self._window_told:
+            self._window_told = window
+            write(
+                f"(of --ctx {n_ctx} tokens {stats.pinned} are pinned, and {window} are left to talk"
+                " in: raise --ctx, or pin less by --keep or a shorter --system)\n"
+            )
+        *_, question, _ = self._chat.turns
+        if self._chat.memory(question) in ("cut", "forgotten"):
+            seen = sum(
+                max(0, min(stop, question.stop) - max(start, question.start))
+                for start, stop in stats.sees
+            )
+            write(f"(longer than the window: the model sees the last {seen:,} tokens of it)\n")
 
     def _tell_cuts(self, write: Write) -> None:
         """Say that a turn or a sentence was cut in two."""
