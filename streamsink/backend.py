@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from streamsink.ledger import Span
 from streamsink.sampling import Sampling
 from streamsink.snapshot import CellKind
 
@@ -57,12 +58,15 @@ class Capabilities:
         How right the placement is on this model.
     no_stream : str
         Why no placement can work; empty where one does.
+    takes_back : bool
+        Whether the newest tokens can be taken out of the cache again; a recurrent state holds them.
     """
 
     n_ctx_train: int
     rotate: Verdict = EXACT
     reanchor: Verdict = EXACT
     no_stream: str = ""
+    takes_back: bool = True
 
 
 class Sampler(Protocol):
@@ -89,6 +93,19 @@ class Vocabulary(Protocol):
 
     def tokenize(self, text: str, *, special: bool = False) -> list[int]:
         """Tokens of ``text``, no BOS added; ``special`` reads ``<|...|>`` as control tokens."""
+
+    def tokenize_parts(
+        self, parts: Sequence[tuple[str, bool]], *, after_text: bool = False
+    ) -> list[int]:
+        """Tokens of a text as a whole, no BOS added.
+
+        Parameters
+        ----------
+        parts : sequence of tuple
+            The text in pieces, and of each whether control tokens are read in it.
+        after_text : bool
+            Whether the text goes on from a token that is no control token.
+        """
 
     def piece(self, token: int, *, special: bool = False) -> bytes:
         """Bytes of one token, perhaps not whole characters; control tokens only on ``special``."""
@@ -167,6 +184,16 @@ class Backend(Protocol):
     def clear(self) -> None:
         """Empty every sequence."""
 
+    def end(self, seq: int) -> int:
+        """Position after the last cell of a sequence; 0 of an empty one."""
+
+    def is_whole(self, spans: Sequence[Span]) -> bool:
+        """Whether `MAIN` still has the cells of these positions that its next token would see.
+
+        A small cache of a sliding window puts new tokens where those out of sight were, and does
+        not have them any more once the newest are taken back.
+        """
+
     def fork(self) -> Backend:
         """Open another context of the same kind, with the same cells in `MAIN` and no others."""
 
@@ -190,6 +217,9 @@ class Backend(Protocol):
 
     def logits(self) -> Logits:
         """Rows of the last decode, shape (n_rows, n_vocab). A view, good until the next decode."""
+
+    def put_logits(self, row: Logits) -> None:
+        """Let these be the last row of logits: they came with cells from elsewhere."""
 
     def check_sampling(self, sampling: Sampling) -> None:
         """Look whether a chain can be built: for a new grammar that takes seconds.

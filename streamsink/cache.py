@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Literal
 
@@ -11,20 +12,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamsink import placement
-from streamsink.backend import MAIN, Backend
+from streamsink.backend import MAIN, Backend, Logits
 from streamsink.boundaries import Boundaries, Sentences
-from streamsink.errors import TornError, UsageError
+from streamsink.errors import CacheError, CapabilityError, DecodeError, TornError, UsageError
 from streamsink.lanes import Lanes
 from streamsink.ledger import Evicted, Ledger, Missing, Span
 from streamsink.policy import WHOLES, SinkPolicy, discard_size, next_chunk
 from streamsink.records import Event
 from streamsink.scoring import nll
 from streamsink.snapshot import Counters, Snapshot
+from streamsink.undo import Undo
 
 REBASE_AT = 65_536
 """Position at which a growing stream is brought back to 0. RoPE angles are 32-bit floats: started
 here, the scores of SmolLM2-135M in F32 differ from those of a start at 0 by 0.0006 nat a token, at
 1,048,576 by 0.01 (``scripts/positions``). With an f16 cache, rounding alone makes 0.06."""
+
+REFUSED = -1
+"""llama_decode's answer to a batch that it does not begin (llama.h)."""
 
 LEAST_QUEUE = 4
 """Evictions for which lanes are worth their while: afterwards the cells must be put together."""
@@ -46,8 +51,7 @@ class Cache:
     rebase_at : int
         Position at which growing positions are brought back to 0.
     report : callable, optional
-        Called with every `Event`, in the midst of things: it may only take note.
-
+        Called with every `Event` before its call has ended: it may only take note.
     pause : callable
         Called between two decodes of a long input, when nothing is half done; it may raise.
 
@@ -63,6 +67,8 @@ class Cache:
         Where evictions of whole turns or sentences may end.
     logits_ready : bool
         Whether the backend's last row of logits is that of the newest token.
+    undo : Undo or None
+        How to go back to where a transaction began, while one is under way.
 
     Raises
     ------
@@ -88,6 +94,7 @@ class Cache:
         self.logits_ready = False
         self.boundaries = Boundaries()
         self.rebase_at = rebase_at
+        self.undo: Undo | None = None
         self._sentences = Sentences(backend.vocabulary)
         self._cuts = False
         self._report = report
@@ -98,7 +105,15 @@ class Cache:
 
     def adopt(self, policy: SinkPolicy, n_keep: int) -> None:
         """Act by this policy from the next token on; refused, nothing has changed."""
-        self.choice = placement.choose(policy, self.backend.capabilities, n_keep, self.n_ctx)
+        able = self.backend.capabilities
+        self.choice = placement.choose(policy, able, n_keep, self.n_ctx)
+        size = discard_size(policy, self.n_ctx, n_keep)
+        if not able.takes_back and size >= self.n_ctx - n_keep:
+            raise CapabilityError(
+                f"an eviction of {size} tokens would empty the window of {self.n_ctx - n_keep}, "
+                "and this model's recurrent state cannot give up its newest token: lower --discard "
+                "or --keep, or raise --ctx"
+            )
         self._policy = policy
         self.ledger.n_keep = n_keep
 
@@ -117,24 +132,38 @@ class Cache:
         DecodeError, CacheError
             The ledger holds the tokens decoded before, and the cache too; call again to go on.
         """
+        with self._changing():
+            try:
+                if len(tokens) == 1 and self._scattered:
+                    self._compact()
+                self._advance(tokens, scores)
+            finally:
+                self._lanes.drop()
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """What ledger and cache no longer agree on after a failure is evaluated anew."""
         try:
-            if len(tokens) == 1 and self._scattered:
-                self._compact()
-            self._advance(tokens, scores)
+            yield
         except TornError:
             self.ledger.missing = Missing.ALL
             raise
-        finally:
-            self._lanes.drop()
+        except DecodeError as error:
+            # llama.cpp refuses positions that do not follow the cells that are there.
+            if error.code == REFUSED and self.backend.end(MAIN) != self.ledger.last_end:
+                self.ledger.missing = Missing.ALL
+            raise
 
     def _advance(self, tokens: Sequence[int], scores: NDArray[np.float64] | None) -> None:
         ledger, backend = self.ledger, self.backend
         rows: Literal["last", "all"] = "last" if scores is None else "all"
         n_batch = backend.n_batch if scores is None else min(backend.n_batch, backend.n_rows)
         at = 0
+        if self.undo:
+            self.undo.begins(len(tokens))
         while at < len(tokens):
             if at:
-                self._pause()
+                self._pause_if_possible()
             self.logits_ready = False
             self._settle()
             n_discard = self._n_discard()
@@ -153,6 +182,8 @@ class Cache:
             )
             piece = tokens[at : at + chunk.n_tokens]
             if chunk.n_groups:
+                if self.undo:
+                    self.undo.will_lose(len(tokens) - at)
                 self._evict(n_discard)
             if chunk.n_groups > 1:
                 for gone in self._lanes.decode(piece, n_discard, rows):
@@ -171,6 +202,11 @@ class Cache:
                 )
             at += len(piece)
             self.logits_ready = True
+
+    def _pause_if_possible(self) -> None:
+        """Let signals act where nothing is half done, or where what is done can be undone."""
+        if self.undo is None or self.undo.is_possible:
+            self._pause()
 
     def take_back(self, n: int = 1) -> list[int]:
         """Take the newest tokens out of cells and ledger, so that they can be decoded again.
@@ -197,17 +233,31 @@ class Cache:
             raise UsageError(
                 f"{n} tokens cannot be taken back: {ledger.n_newest} are in the window"
             )
-        self._lanes.drop()
-        self.logits_ready = False
-        self.backend.remove(MAIN, ledger.next_pos - n, -1)
-        taken = [ledger.pop() for _ in range(n)][::-1]
-        self.boundaries.cut(ledger.next_index)
+        with self._changing():
+            self._lanes.drop()
+            self.logits_ready = False
+            if ledger.missing is not Missing.ALL:
+                self.backend.remove(MAIN, ledger.next_pos - n, -1)
+            taken = [ledger.pop() for _ in range(n)][::-1]
+            self.boundaries.cut(ledger.next_index)
+            # A small cache of a sliding window has put newer tokens where older ones were.
+            spans = [Span(run.pos, run.end) for run in ledger.runs if run.tokens]
+            if spans and not self.backend.is_whole(spans):
+                ledger.missing = Missing.ALL
         return taken
 
     def begin_turn(self, index: int) -> None:
         """Note that a turn begins at an index, and forget those that have left the window."""
         self.boundaries.after(self.ledger.window_index)
         self.boundaries.add(index)
+
+    def evict(self, n: int) -> None:
+        """Take the oldest tokens out of the window; before the next decode the sink is seen to."""
+        with self._changing():
+            self._lanes.drop()
+            self._repair()
+            self._cuts = False
+            self._take_out(n)
 
     def settle(self) -> None:
         """Bring the cells to where the ledger has them, and no others, to be given out.
@@ -217,62 +267,170 @@ class Cache:
         DecodeError, CacheError
             What is missing could not be brought back.
         """
-        self._lanes.drop()
-        placement.repair(self.backend, self.ledger)
+        with self._changing():
+            self._lanes.drop()
+            self._repair()
 
-    def repin(self, tokens: Sequence[int], *, exact: bool) -> tuple[int, int]:
-        """Swap the pinned tokens for others, which are evaluated right below the window.
+    def _repair(self) -> None:
+        """Bring back what is missing; of all tokens the newest is decoded last."""
+        if self.ledger.missing is not Missing.NOTHING:
+            anew = self.ledger.missing is Missing.ALL
+            self.logits_ready = False
+            placement.repair(self.backend, self.ledger, self._pause_if_possible)
+            self.logits_ready = anew and self.ledger.n_live > 0
+
+    def make_logits(self) -> list[int]:
+        """See to it that the logits of the newest token can be computed.
+
+        Returns
+        -------
+        list of int
+            The newest token, to be decoded again; nothing where its logits are there.
+
+        Raises
+        ------
+        UsageError
+            No token is left.
+        DecodeError, CacheError
+            What is missing could not be brought back.
+        """
+        if not self.ledger.n_live:
+            raise UsageError("a failed decode left the window empty: feed before going on")
+        if self.ledger.missing is Missing.ALL:
+            self.settle()
+        if self.logits_ready:
+            return []
+        if self.ledger.n_newest and self.backend.capabilities.takes_back:
+            return self.take_back()
+        # The newest token cannot be decoded again by itself: it is of the head, or in a recurrent
+        # state.
+        self.ledger.missing = Missing.ALL
+        self.settle()
+        return []
+
+    def lasting_logits(self) -> Logits | None:
+        """The newest token's logits, where they could not be computed again; a copy."""
+        if not self.logits_ready or self.backend.capabilities.takes_back:
+            return None
+        row: Logits = self.backend.logits()[-1].copy()
+        return row
+
+    def put_logits(self, row: Logits) -> None:
+        """Take over the newest token's logits, shape (n_vocab,), with cells from elsewhere."""
+        self.backend.put_logits(row)
+        self.logits_ready = True
+
+    def go_back(self, snapshot: Snapshot, undo: Undo) -> None:
+        """Undo what a transaction has done since its beginning.
 
         Parameters
         ----------
+        snapshot : Snapshot
+            Where the stream stood then.
+        undo : Undo
+            What was kept of it. Where that does not suffice, the tokens that were visible then are
+            evaluated anew before the stream goes on.
+        """
+        self.logits_ready = False
+        if not undo.has_lost and self.ledger.missing is not Missing.ALL:
+            try:
+                n = self.ledger.next_index - snapshot.n_tokens
+                if n:
+                    self.take_back(n)
+                self._restore_notes(snapshot)
+                return
+            except (CacheError, DecodeError):
+                pass
+        self.take_over(undo.kept or snapshot)
+        self.ledger.missing = Missing.ALL
+        if undo.cells is not None:
+            with suppress(CacheError):
+                self.backend.load(undo.cells, self.ledger.last_end)
+                self.ledger.missing = Missing.NOTHING
+        n = self.ledger.next_index - snapshot.n_tokens
+        try:
+            if n:
+                self.take_back(n)
+            self._restore_notes(snapshot)
+        except CacheError:
+            self.take_over(snapshot)
+            self.ledger.missing = Missing.ALL
+
+    def _restore_notes(self, snapshot: Snapshot) -> None:
+        self.counters = replace(snapshot.counters)
+        self.boundaries = Boundaries(snapshot.boundaries)
+        self.ledger.n_keep = snapshot.n_keep
+
+    def splice(self, at: int, n: int, tokens: Sequence[int], *, exact: bool) -> tuple[int, int]:
+        """Swap ``n`` of the oldest tokens, after the first ``at``, for others.
+
+        The tokens enter the ledger; `bring_back` evaluates them, right below the window.
+
+        Parameters
+        ----------
+        at, n : int
+            Where they stand, and how many there are; they are pinned.
         tokens : sequence of int
-            Fewer than ``n_ctx``.
+            Those that come; with what else is pinned, fewer than ``n_ctx``.
         exact : bool
             Evaluate the window anew too: its keys and values remember the old prefix.
 
         Returns
         -------
         int
-            Tokens evaluated.
-        int
             Tokens evicted to make room.
+        int
+            Index of the first token that came.
 
         Raises
         ------
         DecodeError, CacheError
-            The new tokens are in the ledger and not yet in the cache; whatever comes next evaluates
-            them first.
+            Nothing was swapped.
         """
         ledger, backend = self.ledger, self.backend
-        start = time.perf_counter()
         self._lanes.drop()
         placement.repair(backend, ledger)
         self.logits_ready = False
-        n_window = ledger.n_live - ledger.n_pinned
-        over = max(0, len(tokens) + n_window - self.n_ctx)
-        self._cuts = False
-        if over:
-            self._take_out(over)
-        ledger.replace_pinned(tokens)
-        able = self.backend.capabilities
-        window = ledger.runs[-1]
+        over = max(0, ledger.n_live - n + len(tokens) - self.n_ctx)
+        n_keep, ledger.n_keep = ledger.n_keep, max(ledger.n_keep, at + n)
+        try:
+            self._cuts = False
+            if over:
+                self._take_out(over)
+            if self.undo:
+                self.undo.loses()
+            index = ledger.splice(at, n, tokens)
+        finally:
+            ledger.n_keep = n_keep
+        able, window = backend.capabilities, ledger.runs[-1]
         lift = max(0, -ledger.head_place())
         beside = able.reanchor.level == "exact" and not (lift and able.rotate.level != "exact")
-        whole = exact or not beside or not window.tokens
-        if whole:
+        if exact or not beside or not window.tokens:
             ledger.missing = Missing.ALL
-            n_evaluated = ledger.n_live
         else:
             ledger.missing = Missing.HEAD
-            n_evaluated = ledger.n_live - len(window)
             if lift:
                 span = Span(window.pos, window.end)
                 backend.shift(MAIN, span.start, span.stop, lift)
                 ledger.move(span, lift)
-        placement.repair(backend, ledger)
-        self.logits_ready = whole and ledger.n_live > 0  # the newest token was decoded last
+        return over, index
+
+    def bring_back(self) -> int:
+        """Evaluate what `splice` has left out of the cache; return how many tokens.
+
+        Raises
+        ------
+        DecodeError, CacheError
+            It could not be evaluated; whatever comes next tries again.
+        """
+        start = time.perf_counter()
+        ledger = self.ledger
+        whole = ledger.missing is Missing.ALL
+        n_evaluated = ledger.n_live - (0 if whole else len(ledger.runs[-1]))
+        with self._changing():
+            self._repair()
         self._moved("repin", n_evaluated, start)
-        return n_evaluated, over
+        return n_evaluated
 
     def take_over(self, snapshot: Snapshot) -> None:
         """Go on from where another stream stood, with cells that are in the backend already."""
@@ -301,12 +459,13 @@ class Cache:
             for gone in self.ledger.evict(over):
                 self._count(gone)
             self.counters.evictions += 1
-        placement.repair(self.backend, self.ledger)
-        self.logits_ready = self.ledger.n_live > 0  # the newest token was decoded last
+        self._repair()
         return self.ledger.n_live
 
     def clear(self) -> None:
         """Forget everything; the policy stays."""
+        if self.undo:
+            self.undo.loses()
         self.ledger.clear()
         self.boundaries.clear()
         self.counters = Counters()
@@ -358,7 +517,7 @@ class Cache:
         backend, ledger = self.backend, self.ledger
         if ledger.missing is not Missing.NOTHING:
             self._lanes.drop()
-            placement.repair(backend, ledger)
+            self._repair()
         span = self.n_ctx + self.choice.slack + backend.n_batch
         if ledger.first_pos > 0 and ledger.next_pos > max(self.rebase_at, 2 * span):
             start = time.perf_counter()
@@ -375,6 +534,8 @@ class Cache:
 
     def _take_out(self, n: int) -> None:
         """Take the oldest tokens out of the window."""
+        if self.undo:
+            self.undo.loses()
         for span in self.ledger.oldest(n):
             self.backend.remove(MAIN, span.start, span.stop)
             for gone in self.ledger.evict(span.stop - span.start):

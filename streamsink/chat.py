@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Literal, TypeAlias
+from typing import NamedTuple
 
-from streamsink.errors import UsageError
+from streamsink.answer import Answer, Past, past
+from streamsink.backend import Logits
+from streamsink.errors import CacheError, UsageError
 from streamsink.records import Restored, Step
+from streamsink.remains import Memory, what_is_left
 from streamsink.sampling import Sampling
 from streamsink.session import Session
 from streamsink.snapshot import Talk, Turn
@@ -20,12 +23,11 @@ LEAST_SINK = 4
 sink, and four tokens are one (StreamingLLM, table 2)."""
 
 
-Memory: TypeAlias = Literal["pinned", "visible", "cut", "forgotten"]
-"""What is left of a turn; of one that is cut, its end."""
-
-
 class Chat:
     """A conversation that need not end.
+
+    Every call is carried out or leaves conversation and stream as they were, whatever ends it: what
+    the stream holds are the turns that the conversation has.
 
     Parameters
     ----------
@@ -37,31 +39,37 @@ class Chat:
         System prompt; empty leaves it to the template.
     talk : Talk, optional
         The conversation that the stream came with, if it was restored.
-
-    Attributes
-    ----------
-    turns : list of Turn
-        The whole conversation, what the model has forgotten included.
     """
 
     def __init__(
         self, stream: Stream, template: ChatTemplate, system: str = "", *, talk: Talk | None = None
     ) -> None:
         self.stream = stream
-        self.turns: list[Turn] = []
         self._template = template
-        self._system = system
-        self._block_end = 0
-        self._begun: int | None = None
-        self._quoted = ""
-        self._last: Step | None = None
+        # All that is known of the conversation, but for the answer to its last question.
+        self._talk = Talk(system=system, template=template.source)
+        self._answer: Answer | None = None
         if talk:
             self.go_on(talk)
 
     @property
     def system(self) -> str:
         """The system prompt in force."""
-        return self._system
+        return self._talk.system
+
+    @property
+    def turns(self) -> list[Turn]:
+        """The whole conversation, what the model has forgotten included."""
+        return list(self.talk().turns)
+
+    def talk(self, sampling: Sampling | None = None) -> Talk:
+        """The conversation as plain data, with how its answers are chosen."""
+        talk = replace(self._talk, sampling=sampling)
+        if self._answer is None:
+            return talk
+        return replace(talk, turns=(*talk.turns, self._answer.turn()), last=self._answer.last)
+
+    # -- what is said ---------------------------------------------------------------------------
 
     def say(
         self,
@@ -72,64 +80,151 @@ class Chat:
     ) -> Iterator[Step]:
         """Take a turn, and let the model answer; see `Stream.generate`.
 
-        Stop iterating to stop the answer: the conversation goes on from there.
+        The question is taken in now, and the answer with the steps of the iterator. Stop iterating
+        to stop the answer: the conversation goes on from there.
+
+        Raises
+        ------
+        UsageError, ModelError, DecodeError, CacheError
+            The question cannot be taken in; nothing has changed.
         """
-        steps = self.stream.generate(max_tokens, stop, sampling)
-        if self.stream.stats.index == 0:
-            block, rest = self._opening(self._system, text)
-            start = self._open(block, rest)
+        stops = [stop] if isinstance(stop, str) else [*stop]
+        texts, tokens = self._ends()
+        steps: list[Step] = []
+        answering = self.stream.generate(
+            max_tokens, [*stops, *texts], sampling, ends=tokens, record=steps
+        )
+        talk = self.talk()
+        words = self._words(talk, text)
+        with self.stream.transaction():
+            talk = self._take(talk, words)
+            turn = Turn("user", talk.quoted + text, talk.begun or 0, self.stream.stats.index)
+            talk = replace(talk, turns=(*talk.turns, turn), begun=None, quoted="")
+            self._talk, self._answer = talk, Answer(turn.stop, steps)
+        return self._steps(answering, self._answer)
+
+    def _steps(self, answering: Iterator[Step], answer: Answer) -> Iterator[Step]:
+        while self._answer is answer:
+            step = next(answering, None)
+            if step is None:
+                return
+            yield step
+        raise UsageError("the conversation has gone on: this answer is over")
+
+    def _ends(self) -> tuple[list[str], list[int]]:
+        """What ends an answer by the template: texts, and control tokens, unless the model knows.
+
+        llama.cpp knows the end of a turn by the usual names of its token (llama-vocab.cpp); where a
+        vocabulary has none for it, it is written out, letter by letter.
+        """
+        texts: list[str] = []
+        tokens: list[int] = []
+        for text in self._template.stops:
+            found = self.stream.tokenize(text, special=True)
+            if len(found) == 1:
+                tokens += found
+            else:
+                texts.append(text)
+        return texts, tokens
+
+    # -- words to tokens ------------------------------------------------------------------------
+
+    def _words(self, talk: Talk, text: str) -> Words:
+        """What the template writes around a question; the stream is not touched."""
+        if not talk.turns:
+            return Words(*self._template.opening(talk.system, text))
+        n_turns = sum(turn.role == "user" for turn in talk.turns)
+        before, after = self._template.next_turn(text, system=talk.system, n_turns=n_turns)
+        if talk.begun is not None:
+            return Words([], after)
+        return Words(before, after, self._past(talk))
+
+    def _past(self, talk: Talk) -> Past | None:
+        return None if talk.ended is not None else past(talk, self._template, self.stream)
+
+    def _take(self, talk: Talk, words: Words) -> Talk:
+        """Feed a question, or the beginning of one; the conversation with ``begun``."""
+        if not talk.turns:
+            talk = self._open(talk, words)
+        elif talk.begun is None:
+            talk = self._begin(talk, words)
         else:
-            start = self._begin_turn()
-            _, after = self._turn_parts(text)
-            self.stream.feed(self._tokens(after))
-        self.turns.append(Turn("user", self._quoted + text, start, self.stream.stats.index))
-        self._begun, self._quoted = None, ""
-        return self._answer(steps)
+            self.stream.feed(self._tokens(words.after, goes_on=True))
+        return replace(talk, ended=None, opened=self._opened(words.after))
 
-    def _begin_turn(self) -> int:
-        """End the last answer, and take the template's words before the user's, once."""
-        if self._begun is None:
-            before, _ = self._turn_parts("")
-            tokens = self._tokens(before)
-            closing = self._tokens(self._after_answer(self._template.closing))
-            n = len(closing) if tokens[: len(closing)] == closing else 0
-            self.stream.feed(tokens[:n])
-            self.stream.begin_turn()
-            self._begun = self.stream.stats.index
-            if self.turns:
-                self.turns[-1] = replace(self.turns[-1], stop=self._begun)
-            self.stream.feed(tokens[n:])
-        return self._begun
+    def _open(self, talk: Talk, words: Words) -> Talk:
+        """Feed the first turn, which begins with the system block and the model's BOS."""
+        tokens = self._tokens([*words.before, *words.after])
+        n_block = _n_alike(self._tokens(words.before), tokens)
+        bos = self.stream.bos
+        if bos is not None and tokens[:1] != [bos]:
+            tokens.insert(0, bos)
+            n_block += 1
+        n_block = max(n_block, bos is not None)
+        self.stream.pin_system(max(n_block, LEAST_SINK))
+        self.stream.feed(tokens)
+        return replace(talk, block=(0, n_block), begun=n_block)
 
-    def _turn_parts(self, text: str) -> tuple[list[Part], list[Part]]:
-        """The next turn up to where the user speaks, and from there on."""
-        before, after = self._template.next_turn(text)
-        return self._after_answer(before), after
+    def _begin(self, talk: Talk, words: Words) -> Talk:
+        """End the last answer, and feed the beginning of a question behind it."""
+        stream, closing = self.stream, self._template.closing_text
+        before = words.before
+        if words.past is not None:
+            before = _without(before, self._settle(words.past))
+            closing = closing.removeprefix(words.past.written)
+        else:
+            before, closing = _without(before, closing), ""
+        goes_on = words.past is None or not words.past.written
+        tokens = self._tokens([*before, *words.after], goes_on=goes_on)
+        n = _n_alike(self._tokens([(closing, True)], goes_on=goes_on), tokens)
+        stream.feed(tokens[:n])
+        start = stream.stats.index
+        stream.begin_turn()
+        stream.feed(tokens[n:])
+        return replace(_ended_at(talk, start), begun=start)
 
-    def _answer(self, steps: Iterator[Step]) -> Iterator[Step]:
-        said: list[str] = []
-        self._last = None
-        start = self.stream.stats.index
-        try:
-            for step in steps:
-                self._last = step
-                said.append(step.text)
-                yield step
-        finally:
-            self.turns.append(Turn("assistant", "".join(said), start, self.stream.stats.index))
+    def _end(self, talk: Talk, past: Past | None) -> Talk:
+        """End the last answer, and feed nothing behind it."""
+        if past is None:
+            return talk
+        written = self._settle(past)
+        rest = self._template.closing_text.removeprefix(written)
+        self.stream.feed(self._tokens([(rest, True)], goes_on=not written))
+        index = self.stream.stats.index
+        self.stream.begin_turn()
+        return replace(_ended_at(talk, index), ended=index)
+
+    def _settle(self, past: Past) -> str:
+        """Have the stream hold of an answer what is to stay; what the model wrote of its end."""
+        stream = self.stream
+        if past.start < stream.stats.index:
+            try:
+                stream.rewind(past.start)
+            except (UsageError, CacheError):  # evicted since, or held by a recurrent state
+                return past.written
+        stream.feed(past.tokens)
+        if past.text:
+            stream.feed(self._tokens([(past.text, False)], goes_on=True))
+        return past.written
+
+    def _opened(self, after: list[Part]) -> int | None:
+        """Where the text stands that the template writes before an answer until it is past."""
+        extra = self._template.answer_opening
+        if not extra:
+            return None
+        *first, (last, special) = after
+        bare = self._tokens([*first, (last.removesuffix(extra), special)], goes_on=True)
+        n = len(self._tokens(after, goes_on=True)) - len(bare)
+        return self.stream.stats.index - n
+
+    def _tokens(self, parts: Sequence[Part], *, goes_on: bool = False) -> list[int]:
+        return self.stream.tokenize_parts(parts, after_text=goes_on)
+
+    # -- what is left of it ---------------------------------------------------------------------
 
     def memory(self, turn: Turn) -> Memory:
         """What the model can still see of a turn."""
-        if turn.pinned and self.stream.pins:
-            return "pinned"
-        sees = self.stream.stats.sees
-        if not sees:
-            return "forgotten"
-        end = min(turn.stop, sees[-1][1])  # a token that is not yet evaluated is no less visible
-        if any(start <= turn.start and end <= stop for start, stop in sees):
-            return "visible"
-        # Of one that begins the stream a few tokens may be the sink: nobody could read them.
-        return "cut" if any(start < end <= stop for start, stop in sees) else "forgotten"
+        return what_is_left(turn, self.stream.stats.sees, self.stream.pinned_ranges)
 
     def recall(self, words: str) -> list[int]:
         """Places in `turns` of those that hold all of some words, in whatever case."""
@@ -155,65 +250,22 @@ class Chat:
         UsageError
             There is no such turn.
         """
-        if not 0 <= at < len(self.turns):
-            raise UsageError(f"there is no turn {at + 1}: there are {len(self.turns)}")
-        turn = self.turns[at]
+        talk = self.talk()
+        if not 0 <= at < len(talk.turns):
+            raise UsageError(f"there is no turn {at + 1}: there are {len(talk.turns)}")
+        turn = talk.turns[at]
         who = "I said" if turn.role == "user" else "you said"
         quoted = "".join(f"> {line}\n" for line in turn.text.strip().splitlines())
         quote = f"Earlier {who}:\n{quoted}\n"
-        self._begin_turn()
-        self.stream.feed(self._tokens([(quote, False)]))
-        self._quoted += quote
+        words = self._words(talk, "")._replace(after=[(quote, False)])
+        with self.stream.transaction():
+            talk = self._take(talk, words)
+            talk = replace(talk, quoted=talk.quoted + quote, opened=None)
+            self._talk, self._answer = talk, None
         return quote
 
-    def talk(self, sampling: Sampling | None = None) -> Talk:
-        """The conversation as plain data, with how its answers are chosen."""
-        return Talk(
-            tuple(self.turns),
-            self._system,
-            self._template.source,
-            self._block_end,
-            self._begun,
-            self._quoted,
-            self._last,
-            sampling,
-        )
-
-    def go_on(self, talk: Talk) -> None:
-        """Go on with another conversation, which came with the stream as it is now.
-
-        Raises
-        ------
-        ModelError
-            Its template cannot be read; nothing has changed.
-        """
-        self._template = self._template.other(talk.template)
-        self.turns[:] = talk.turns
-        self._system, self._block_end = talk.system, talk.block_end
-        self._begun, self._quoted, self._last = talk.begun, talk.quoted, talk.last
-
-    def restore(self, saved: Session, cells: memoryview | None) -> Restored:
-        """Go on with a session on the same stream; see `Stream.restore`.
-
-        Raises
-        ------
-        ModelError
-            The session's template cannot be read; nothing has changed.
-        SessionError, UsageError, CapabilityError, DecodeError, CacheError
-            As for `Stream.restore`.
-        """
-        talk = saved.talk or Talk(system=self._system, template=self._template.source)
-        self._template.other(talk.template)
-        restored = self.stream.restore(saved.stream, saved.kind, cells)
-        self.go_on(talk)
-        return restored
-
-    def save(self, path: str | os.PathLike[str], sampling: Sampling | None = None) -> None:
-        """Write conversation and stream to a file; see `Stream.save`."""
-        self.stream.save(path, talk=self.talk(sampling))
-
     def pin(self) -> int:
-        """Pin the last exchange for good: the question and what was answered.
+        """Pin the last exchange for good: the question, what was answered, and the end of it.
 
         Returns
         -------
@@ -225,24 +277,22 @@ class Chat:
         UsageError
             Nothing was said, or it leaves no window; nothing has changed.
         """
-        if len(self.turns) < 2:
+        talk = self.talk()
+        if len(talk.turns) < 2:
             raise UsageError("nothing was said that could be pinned")
-        exchange = self.turns[-2:]
-        if exchange[0].pinned and self.stream.pins:
+        if all(self.memory(turn) == "pinned" for turn in talk.turns[-2:]):
             raise UsageError("the last exchange is pinned already")
-        done = self.stream.pin(exchange[0].start, exchange[1].stop)
-        self._block_end = 0
-        self.turns[-2:] = [replace(turn, pinned=True) for turn in exchange]
+        past = None if talk.begun is not None else self._past(talk)
+        with self.stream.transaction():
+            talk = self._end(talk, past)
+            done = self.stream.pin(talk.turns[-2].start, talk.turns[-1].stop)
+            self._talk, self._answer = talk, None
         return done.n_tokens
 
     def unpin(self) -> int:
         """Release what was pinned last; see `Stream.unpin`."""
-        done = self.stream.unpin()
-        latest = max((at for at, turn in enumerate(self.turns) if turn.pinned), default=None)
-        if latest is not None:
-            exchange = self.turns[latest - 1 : latest + 1]
-            self.turns[latest - 1 : latest + 1] = [replace(turn, pinned=False) for turn in exchange]
-        return done.n_tokens
+        with self.stream.transaction():
+            return self.stream.unpin().n_tokens
 
     def change_system(self, system: str, *, exact: bool = False) -> int:
         """Swap the system prompt in the midst of the conversation; what is visible stays.
@@ -262,70 +312,106 @@ class Chat:
         Raises
         ------
         UsageError
-            The prompt leaves no window; nothing has changed.
+            The prompt leaves no window, or the template takes none; nothing has changed.
         """
-        if self.stream.stats.index == 0:
-            self._system = system
+        talk = self.talk()
+        block = self._template.system_block(system)
+        if not talk.turns:
+            self._talk = replace(talk, system=system)
             return 0
-        block, _ = self._opening(system, "")
-        before = self.stream.policy, self.stream.stats.pinned
-        self._pin(self._n_visible_of_block())
-        try:
-            done = self.stream.repin(block, exact=exact)
-        except UsageError:
-            self._pin(before[1])
-            self.stream.policy = before[0]
-            raise
-        self._system, self._block_end = system, 0
-        keep = before[0].n_keep
-        if keep == "system":
-            self.stream.pin_system(max(self.stream.stats.pinned, LEAST_SINK))
-        elif keep != -1 and not self.stream.pins:
-            self.stream.change(n_keep=keep)
+        tokens = self._tokens(block)
+        bos = self.stream.bos
+        if bos is not None and tokens[:1] != [bos]:
+            tokens.insert(0, bos)
+        with self.stream.transaction():
+            done = self.stream.swap_system(tokens, talk.block, exact=exact)
+            if self.stream.policy.n_keep == "system" and not self.stream.pins:
+                self.stream.pin_system(max(len(tokens), LEAST_SINK))
+            self._talk = replace(
+                self._talk, system=system, block=(done.start, done.start + len(tokens))
+            )
         return done.n_evaluated
 
-    def _n_visible_of_block(self) -> int:
-        """Tokens of the system block that were not evicted: all of them, if they were pinned."""
-        return sum(
-            max(0, min(stop, self._block_end) - start) for start, stop in self.stream.stats.sees
-        )
+    # -- another day ----------------------------------------------------------------------------
 
-    def _pin(self, n_tokens: int) -> None:
-        if self.stream.policy.n_keep == "system":
-            self.stream.pin_system(n_tokens)
-        else:
-            self.stream.change(n_keep=n_tokens)
+    def restore(
+        self, saved: Session, cells: memoryview | None, logits: Logits | None = None
+    ) -> Restored:
+        """Go on with a session on the same stream; see `Stream.restore`.
+
+        Raises
+        ------
+        ModelError
+            The session's template cannot be read.
+        SessionError, UsageError, CapabilityError, DecodeError, CacheError
+            As for `Stream.restore`. Whatever is raised, nothing has changed.
+        """
+        talk = saved.talk or Talk(system=self.system, template=self._template.source)
+        template = self._template.other(talk.template)
+        with self.stream.transaction():
+            restored = self.stream.restore(saved.stream, saved.kind, cells, logits=logits)
+            self._go_on(talk, template)
+        return restored
+
+    def save(self, path: str | os.PathLike[str], sampling: Sampling | None = None) -> None:
+        """Write conversation and stream to a file; see `Stream.save`."""
+        self.stream.save(path, talk=self.talk(sampling))
 
     def reset(self) -> None:
         """Begin anew, under the same system prompt and policy."""
-        self.stream.reset()
-        self.go_on(Talk(system=self._system, template=self._template.source))
+        with self.stream.transaction():
+            self.stream.reset()
+            self._go_on(Talk(system=self.system, template=self._template.source), self._template)
 
-    def _opening(self, system: str, text: str) -> tuple[list[int], list[int]]:
-        """Tokens of the system block, which begins with the model's BOS, and of the rest."""
-        block, rest = map(self._tokens, self._template.opening(system, text))
-        bos = self.stream.bos
-        if bos is not None and [*block, *rest][:1] != [bos]:
-            block.insert(0, bos)
-        elif bos is not None and not block:
-            block, rest = rest[:1], rest[1:]
-        return block, rest
+    def go_on(self, talk: Talk) -> None:
+        """Go on with another conversation, which came with the stream as it is now.
 
-    def _open(self, block: list[int], rest: list[int]) -> int:
-        """Take the first turn; return the index at which it begins."""
-        self._block_end = len(block)
-        self.stream.pin_system(max(len(block), LEAST_SINK))
-        self.stream.feed([*block, *rest])
-        return len(block)
+        Raises
+        ------
+        ModelError
+            Its template cannot be read; nothing has changed.
+        """
+        self._go_on(talk, self._template.other(talk.template))
 
-    def _tokens(self, parts: Sequence[Part]) -> list[int]:
-        tokenize = self.stream.tokenize
-        return [token for text, special in parts for token in tokenize(text, special=special)]
+    def _go_on(self, talk: Talk, template: ChatTemplate) -> None:
+        self._talk, self._answer, self._template = talk, None, template
 
-    def _after_answer(self, parts: list[Part]) -> list[Part]:
-        """Drop the end-of-turn token from the template's text where the model wrote it itself."""
-        if self._last and self._last.finish == "eos" and parts:
-            ending = self.stream.text([self._last.token])
-            text, special = parts[0]
-            return [(text.removeprefix(ending), special), *parts[1:]]
-        return parts
+
+class Words(NamedTuple):
+    """What a template writes around a question.
+
+    Attributes
+    ----------
+    before : list of Part
+        From the end of the last answer to the user's words; of a first turn the system block.
+    after : list of Part
+        The user's words, and on to where the answer begins.
+    past : Past or None
+        What becomes of the last answer; `None` where there is none, or it was ended already.
+    """
+
+    before: list[Part]
+    after: list[Part]
+    past: Past | None = None
+
+
+def _ended_at(talk: Talk, index: int) -> Talk:
+    """The conversation whose last turn ends at an index, the template's end of it included."""
+    *earlier, last = talk.turns
+    return replace(talk, turns=(*earlier, replace(last, stop=max(last.start, index))), last=None)
+
+
+def _without(parts: Sequence[Part], text: str) -> list[Part]:
+    """Parts without a text with which they begin."""
+    left: list[Part] = []
+    for here, special in parts:
+        n = len(here) if text.startswith(here) else len(text) if here.startswith(text) else 0
+        left += [(here[n:], special)] if here[n:] else []
+        text = text[n:]
+    return left
+
+
+def _n_alike(some: Sequence[int], others: Sequence[int]) -> int:
+    """How many tokens two lists have in common at their beginnings."""
+    pairs = zip(some, others, strict=False)
+    return next((at for at, (a, b) in enumerate(pairs) if a != b), min(len(some), len(others)))

@@ -128,6 +128,11 @@ class Ledger:
         return self._runs[-1].end if self._runs else 0
 
     @property
+    def last_end(self) -> int:
+        """Position after the newest live token, below `next_pos` where the window is empty."""
+        return next((run.end for run in reversed(self._runs) if run.tokens), 0)
+
+    @property
     def gap(self) -> int:
         """Positions that the head trails the place where a dense cache would have it."""
         return self.next_pos - self.first_pos - self._n_live
@@ -142,13 +147,44 @@ class Ledger:
             skip -= len(run)
         return self._next_index
 
-    def window_tokens(self, start: int, stop: int) -> Iterator[int]:
-        """Ids of the live tokens of an index range that are not pinned, in order."""
+    def unpinned(self, start: int, stop: int) -> Iterator[tuple[int, tuple[int, ...]]]:
+        """The live tokens of an index range that are not pinned: first index and ids, in order."""
         skip = self.n_pinned
         for run in self._runs:
             first = max(min(skip, len(run)), start - run.index)
-            yield from islice(run.tokens, max(0, first), max(0, min(len(run), stop - run.index)))
+            tokens = tuple(islice(run.tokens, first, max(first, stop - run.index)))
+            if tokens:
+                yield run.index + first, tokens
             skip = max(0, skip - len(run))
+
+    def between(self, start: int, stop: int) -> list[int]:
+        """Ids of the live tokens of an index range, in order."""
+        found: list[int] = []
+        for run in self._runs:
+            found += islice(run.tokens, max(0, start - run.index), max(0, stop - run.index))
+        return found
+
+    def n_leading(self, start: int, stop: int) -> int:
+        """How many of the oldest live tokens, one after another, are of an index range."""
+        n = 0
+        for run in self._runs:
+            here = len(run) if run.index >= start else 0
+            here = max(0, min(here, stop - run.index))
+            n += here
+            if here < len(run):
+                break
+        return n
+
+    def pinned(self) -> list[range]:
+        """Index ranges of the pinned tokens that are part of the stream, oldest first."""
+        left = self.n_pinned
+        ranges: list[range] = []
+        for run in self._runs:
+            here = min(left, len(run))
+            left -= here
+            if here and run.index >= 0:
+                ranges.append(range(run.index, run.index + here))
+        return ranges
 
     def n_before(self, index: int) -> int:
         """Live tokens that come before an index; those of a swapped prefix come before all."""
@@ -280,17 +316,26 @@ class Ledger:
             run.pos = pos
             pos += len(run)
 
-    def replace_pinned(self, tokens: Sequence[int]) -> None:
-        """Strike the pinned tokens and enter others in their place, where none is in the cache yet.
+    def splice(self, at: int, n: int, tokens: Sequence[int]) -> int:
+        """Strike ``n`` tokens of the head after the first ``at``, and enter others in their place.
 
-        They were never part of the stream, so their indices are below 0.
+        None of those entered is in the cache yet. They were never part of the stream, so their
+        indices are below 0, and below those of all others that are live.
+
+        Returns
+        -------
+        int
+            Index of the first token entered.
         """
-        at = self._boundary(self.n_pinned)
-        gone = sum(len(run) for run in self._runs[:at])
-        pos = self._runs[at].pos - len(tokens)
-        self._runs[:at] = [Run(-len(tokens), pos, deque(tokens))] if tokens else []
+        first = self._boundary(at)
+        last = self._boundary(at + n)
+        gone = sum(len(run) for run in self._runs[first:last])
+        lowest = min(0, *(run.index for run in self._runs))
+        index = lowest - len(tokens)
+        self._runs[first:last] = [Run(index, 0, deque(tokens))] if tokens else []
         self._n_live += len(tokens) - gone
-        self.n_keep = len(tokens)
+        self.place_head(self.head_place())
+        return index
 
     def shifts(self) -> list[tuple[Span, int]]:
         """Position changes that close every gap by moving later runs down, lowest run first."""

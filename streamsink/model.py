@@ -236,7 +236,7 @@ class Model(Closing):
                 for name in ("cache_type_k", "cache_type_v", "rope_scaling", "rope_scale")
             }
             with ThreadPoolExecutor(1) as beside:  # disk and checksum, while memory is taken
-                reading = beside.submit(file.cells)
+                reading = beside.submit(lambda: (file.cells(), file.logits()))
                 stream = self.stream(
                     policy or snapshot.policy,
                     snapshot.n_ctx if n_ctx is None else n_ctx,
@@ -245,7 +245,8 @@ class Model(Closing):
                     on_event=on_event,
                 )
         try:
-            stream.restore(snapshot, kind, reading.result(), policy)
+            cells, logits = reading.result()
+            stream.restore(snapshot, kind, cells, policy, logits)
         except BaseException:
             stream.close()
             raise

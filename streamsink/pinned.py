@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import islice
 
 from streamsink.errors import UsageError
 from streamsink.ledger import Ledger
 from streamsink.policy import SinkPolicy
+
+
+@dataclass(frozen=True, slots=True)
+class PinnedSpan:
+    """A part of the stream that is pinned beside the prefix.
+
+    Attributes
+    ----------
+    ranges : tuple of (int, int)
+        Index ranges of the stream that it repeats, half-open, in order.
+    tokens : tuple of int
+        Their tokens.
+    """
+
+    ranges: tuple[tuple[int, int], ...]
+    tokens: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,27 +36,35 @@ class Pinned:
         Tokens of the first prompt: what -1 pins.
     n_system : int or None
         Tokens of the system block: what ``"system"`` pins; ``None`` where there is no chat.
-    spans : tuple of tuple of int
-        Spans that are pinned beside the prefix, behind it.
+    n_prefix : int or None
+        Tokens of a prefix that was swapped; ``None`` where the policy says how many are pinned.
+    spans : tuple of PinnedSpan
+        What is pinned beside the prefix, right behind it.
     """
 
     n_prompt: int = 0
     n_system: int | None = None
-    spans: tuple[tuple[int, ...], ...] = ()
+    n_prefix: int | None = None
+    spans: tuple[PinnedSpan, ...] = ()
 
     @property
     def n_spans(self) -> int:
         """Tokens of all spans."""
-        return sum(map(len, self.spans))
+        return sum(len(span.tokens) for span in self.spans)
 
     def n_keep(self, policy: SinkPolicy, ledger: Ledger) -> int:
-        """How many tokens of a stream a policy pins.
+        """How many tokens of a stream are pinned under a policy.
 
         Raises
         ------
         UsageError
             A system block is to be pinned, and nobody said which.
         """
+        return self._n_prefix(policy, ledger) + self.n_spans
+
+    def _n_prefix(self, policy: SinkPolicy, ledger: Ledger) -> int:
+        if self.n_prefix is not None:
+            return self.n_prefix
         if policy.n_keep == "system":
             if self.n_system is not None:
                 return self.n_system
@@ -48,12 +72,14 @@ class Pinned:
                 raise UsageError("--keep system needs a chat: give a number, or -1")
             return 0
         if policy.n_keep == -1:
-            return ledger.n_before(self.n_prompt)
+            return ledger.n_before(self.n_prompt) - self.n_spans
         return policy.n_keep
 
-    def prefix(self, ledger: Ledger) -> list[int]:
-        """The pinned tokens without the spans beside them."""
-        return list(islice(ledger.tokens(), ledger.n_pinned - self.n_spans))
+
+def pinned_ranges(prefix: Iterable[range], pinned: Pinned) -> tuple[tuple[int, int], ...]:
+    """Index ranges of the stream that stay for good: of the prefix, and of what spans repeat."""
+    own = ((part.start, part.stop) for part in prefix)
+    return (*own, *(one for span in pinned.spans for one in span.ranges))
 
 
 def check_window(n_keep: int, n_ctx: int) -> None:

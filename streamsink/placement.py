@@ -14,13 +14,15 @@ Each function here changes cache and ledger together, in an order that a failure
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeAlias
 
 from streamsink.backend import MAIN, SCRATCH, Backend, Capabilities
 from streamsink.errors import CapabilityError, TornError
 from streamsink.ledger import Ledger, Missing
 from streamsink.policy import SHARE, Placement, SinkPolicy, default_slack, move_cost
+
+Pause: TypeAlias = Callable[[], object]
 
 MOST_SLACK = 65_536
 """A sink that is "never" brought up is so after this many positions: they cannot grow for ever."""
@@ -113,7 +115,7 @@ def rotate(backend: Backend, ledger: Ledger) -> None:
     ledger.close_gaps()
 
 
-def reanchor(backend: Backend, ledger: Ledger) -> None:
+def reanchor(backend: Backend, ledger: Ledger, pause: Pause = lambda: None) -> None:
     """Close every gap by evaluating the head anew right below the window.
 
     The old head leaves first: its cells are the ones that the new head takes, so that the cache
@@ -128,16 +130,16 @@ def reanchor(backend: Backend, ledger: Ledger) -> None:
     """
     start = ledger.head_place()
     ledger.missing = Missing.HEAD
-    # All that stands below the window, be it what an attempt that failed has left there.
+    # All that stands below the window, also what an attempt that failed has left there.
     backend.remove(MAIN, 0, ledger.runs[-1].pos)
-    evaluate(backend, ledger.head_tokens(), start, SCRATCH)
+    evaluate(backend, ledger.head_tokens(), start, SCRATCH, pause)
     backend.copy(SCRATCH, MAIN, start, -1)
     backend.remove(SCRATCH, 0, -1)
     ledger.place_head(start)
     ledger.missing = Missing.NOTHING
 
 
-def reevaluate(backend: Backend, ledger: Ledger) -> None:
+def reevaluate(backend: Backend, ledger: Ledger, pause: Pause = lambda: None) -> None:
     """Evaluate all live tokens anew from position 0, for models that cannot rotate.
 
     What the window remembered of tokens long evicted goes with it.
@@ -149,7 +151,7 @@ def reevaluate(backend: Backend, ledger: Ledger) -> None:
     """
     ledger.missing = Missing.ALL
     backend.clear()
-    evaluate(backend, list(ledger.tokens()), 0, MAIN)
+    evaluate(backend, list(ledger.tokens()), 0, MAIN, pause)
     ledger.place(0)
     ledger.missing = Missing.NOTHING
 
@@ -164,12 +166,12 @@ def rebase(backend: Backend, ledger: Ledger) -> None:
     ledger.rebase(delta)
 
 
-def repair(backend: Backend, ledger: Ledger) -> None:
+def repair(backend: Backend, ledger: Ledger, pause: Pause = lambda: None) -> None:
     """Bring back what an interrupted `reanchor` or `reevaluate` left out of the cache."""
     if ledger.missing is Missing.HEAD:
-        reanchor(backend, ledger)
+        reanchor(backend, ledger, pause)
     elif ledger.missing is Missing.ALL:
-        reevaluate(backend, ledger)
+        reevaluate(backend, ledger, pause)
 
 
 def compact(backend: Backend, ledger: Ledger) -> None:
@@ -188,8 +190,15 @@ def compact(backend: Backend, ledger: Ledger) -> None:
         raise
 
 
-def evaluate(backend: Backend, tokens: Sequence[int], pos: int, seq: int) -> None:
-    """Decode tokens into a sequence, piece by piece, and nothing else stays in it."""
+def evaluate(
+    backend: Backend, tokens: Sequence[int], pos: int, seq: int, pause: Pause = lambda: None
+) -> None:
+    """Decode tokens into a sequence, piece by piece, and nothing else stays in it.
+
+    Between two pieces ``pause`` is called; what it raises ends the call.
+    """
     backend.remove(seq, 0, -1)
     for at in range(0, len(tokens), backend.n_batch):
+        if at:
+            pause()
         backend.decode(tokens[at : at + backend.n_batch], pos + at, seq, "last")

@@ -93,12 +93,15 @@ class Repinned:
         Tokens that left the window to make room.
     ms : float
         Milliseconds it took.
+    start : int
+        Index of the first token that was entered: below 0, for it was never part of the stream.
     """
 
     n_tokens: int
     n_evaluated: int
     n_evicted: int
     ms: float
+    start: int = 0
 
 
 @dataclass(frozen=True, slots=True)

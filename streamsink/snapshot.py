@@ -6,8 +6,8 @@ from dataclasses import dataclass, field, fields
 from itertools import chain, pairwise
 
 from streamsink.errors import SessionError
-from streamsink.ledger import Piece
-from streamsink.pinned import Pinned
+from streamsink.ledger import Ledger, Piece
+from streamsink.pinned import Pinned, pinned_ranges
 from streamsink.policy import SinkPolicy
 from streamsink.records import Step
 from streamsink.sampling import Sampling
@@ -111,6 +111,23 @@ class Snapshot:
     counters: Counters
 
     @property
+    def sees(self) -> tuple[tuple[int, int], ...]:
+        """Index ranges that the next token can see, half-open, oldest first."""
+        ranges = [(piece.index, piece.index + len(piece.tokens)) for piece in self.pieces]
+        return (*ranges, (self.n_tokens, self.index))
+
+    @property
+    def pinned_ranges(self) -> tuple[tuple[int, int], ...]:
+        """Index ranges of what stays for good, half-open."""
+        prefix = Ledger.of(self.pieces, self.n_keep, self.n_tokens).pinned()
+        return pinned_ranges(prefix, self.pinned)
+
+    @property
+    def index(self) -> int:
+        """Tokens taken in so far."""
+        return self.n_tokens + len(self.pending)
+
+    @property
     def n_live(self) -> int:
         """Tokens that are to be in the cache."""
         return sum(len(piece.tokens) for piece in self.pieces)
@@ -127,7 +144,10 @@ class Snapshot:
         tokens = (*chain.from_iterable(piece.tokens for piece in self.pieces), *self.pending)
         last = self.pieces[-1] if self.pieces else Piece(0, 0, ())
         pinned = self.pinned
-        numbers = (self.n_keep, self.n_tokens, pinned.n_prompt, pinned.n_system or 0)
+        numbers = (
+            *(self.n_keep, self.n_tokens),
+            *(pinned.n_prompt, pinned.n_system or 0, pinned.n_prefix or 0),
+        )
         counts = (getattr(self.counters, each.name) for each in fields(self.counters))
         ends = (*self.boundaries, self.n_tokens + len(self.pending) + 1)
         sound = {
@@ -137,9 +157,16 @@ class Snapshot:
             "the pinned prefix is too long": self.n_keep < self.n_ctx
             and pinned.n_spans <= min(self.n_keep, self.n_live),
             "tokens are missing at the end": last.index + len(last.tokens) == self.n_tokens,
+            # Those of a prefix that was swapped were never part of the stream.
             "tokens are out of order": all(
-                a.index + len(a.tokens) <= b.index and a.pos + len(a.tokens) <= b.pos
-                for a, b in pairwise(self.pieces)
+                a.index + len(a.tokens) <= b.index
+                for a, b in pairwise(piece for piece in self.pieces if piece.index >= 0)
+            ),
+            "positions are out of order": all(
+                a.pos + len(a.tokens) <= b.pos for a, b in pairwise(self.pieces)
+            ),
+            "a pinned span is out of order": all(
+                0 <= start < stop for span in pinned.spans for start, stop in span.ranges
             ),
             "a piece is empty": all(piece.tokens for piece in self.pieces[:-1]),
             "a position is out of bounds": not self.pieces
@@ -161,15 +188,12 @@ class Turn:
     text : str
     start, stop : int
         Index range of its tokens in the stream, the template's around it included; half-open.
-    pinned : bool
-        Whether it was pinned for good.
     """
 
     role: str
     text: str
     start: int = 0
     stop: int = 0
-    pinned: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,12 +208,17 @@ class Talk:
         The system prompt.
     template : str
         Source of the chat template.
-    block_end : int
-        Index after the system block; 0 once it was swapped.
+    block : (int, int)
+        Index range of the system block, half-open; below 0 once it was swapped.
+    ended : int or None
+        Index after the last answer, where the template's end of it stands already.
     begun : int or None
         Index at which the next question began, where quotes stand already.
     quoted : str
         These quotes.
+    opened : int or None
+        Index from which the stream holds what the template writes before the last answer and no
+        longer once it is past, such as the mark that opens a thought.
     last : Step or None
         The last token of the last answer.
     sampling : Sampling or None
@@ -199,8 +228,10 @@ class Talk:
     turns: tuple[Turn, ...] = ()
     system: str = ""
     template: str = ""
-    block_end: int = 0
+    block: tuple[int, int] = (0, 0)
+    ended: int | None = None
     begun: int | None = None
     quoted: str = ""
+    opened: int | None = None
     last: Step | None = None
     sampling: Sampling | None = None

@@ -8,9 +8,10 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, MutableSet, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, MutableSet, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -22,17 +23,21 @@ from streamsink.backend import Backend, Logits, Sampler
 from streamsink.cache import REBASE_AT, Cache
 from streamsink.closing import Closing
 from streamsink.errors import CacheError, ClosedError, SessionError, UsageError
-from streamsink.interrupt import Exclusive
+from streamsink.interrupt import Door, Exclusive
 from streamsink.ledger import Evicted
-from streamsink.pinned import Pinned, check_window
+from streamsink.pinned import Pinned, PinnedSpan, check_window, pinned_ranges
 from streamsink.policy import SinkPolicy
 from streamsink.records import Event, Finish, Repinned, Restored, Stats, Step, Visible
 from streamsink.sampling import Sampling
 from streamsink.scoring import nll
 from streamsink.snapshot import CellKind, Snapshot, Talk
-from streamsink.text import TextStream
+from streamsink.text import TextStream, open_bytes
+from streamsink.undo import Undo
 
 Input: TypeAlias = str | Sequence[int]
+
+LONGEST_CHARACTER = 4
+"""Bytes, and so tokens, that a character of UTF-8 can have."""
 
 
 @dataclass(slots=True)
@@ -107,10 +112,10 @@ class Stream(Closing):
         self._pinned = Pinned()
         n_keep = policy.n_keep if isinstance(policy.n_keep, int) else 0
         report = self._news.append if on_evict or on_event else None
-        lock = threading.Lock()
-        self._alone = Exclusive(lock, before=self._check_open, after=self._tell)
+        self._door = Door()
+        self._alone = Exclusive(self._door, before=self._check_open, after=self._tell)
         # The same for what changes nothing, and for a stream that is closed already.
-        self._still = Exclusive(lock)
+        self._still = Exclusive(self._door)
         self._cache = Cache(
             backend,
             policy,
@@ -153,17 +158,24 @@ class Stream(Closing):
     @property
     def pins(self) -> tuple[tuple[int, ...], ...]:
         """Tokens of the spans that are pinned beside the prefix, by `pin`."""
-        return self._pinned.spans
+        return tuple(span.tokens for span in self._pinned.spans)
+
+    @property
+    def pinned_ranges(self) -> tuple[tuple[int, int], ...]:
+        """Index ranges of what stays for good, half-open: of the prefix, and of what `pin` keeps.
+
+        A prefix that was swapped was never part of the stream and has none.
+        """
+        with self._still:
+            return pinned_ranges(self._cache.ledger.pinned(), self._pinned)
 
     def pin_system(self, n_tokens: int) -> None:
         """Say how many tokens the system block has: what ``n_keep="system"`` pins."""
         with self._alone:
-            previous, self._pinned = self._pinned, replace(self._pinned, n_system=n_tokens)
-            try:
-                self._adopt(self._policy)
-            except Exception:
-                self._pinned = previous
-                raise
+            pinned = replace(self._pinned, n_system=n_tokens)
+            if self._policy.n_keep == "system" and not pinned.spans:
+                pinned = replace(pinned, n_prefix=None)
+            self._adopt(self._policy, pinned)
 
     def begin_turn(self) -> None:
         """Say that a turn begins with the next token: ``n_discard="turn"`` evicts up to here."""
@@ -204,13 +216,55 @@ class Stream(Closing):
             bos = self._vocabulary.bos
             if isinstance(text, str) and bos is not None and tokens[:1] != [bos]:
                 tokens.insert(0, bos)
-            return self._repin(tokens, self._pinned.spans, exact=exact)
+            pinned = replace(self._pinned, n_prefix=len(tokens), n_system=len(tokens))
+            n_prefix = self._n_prefix
+            policy = self._policy
+            if policy.n_keep != "system":
+                policy = replace(policy, n_keep=len(tokens))
+            return self._splice(0, n_prefix, tokens, policy, pinned, exact=exact)
+
+    def swap_system(self, text: Input, block: tuple[int, int], *, exact: bool = False) -> Repinned:
+        """Swap the system block for another; what else is pinned stays, and so does the policy.
+
+        Under a policy that pins fewer tokens than the new block has, the rest of it leaves like the
+        tokens of a window; but where something is pinned behind it by `pin`, all of it stays.
+
+        Parameters
+        ----------
+        text : str or sequence of int
+            The new block, as for `repin`.
+        block : (int, int)
+            Index range of the old block, half-open.
+        exact : bool
+            As for `repin`.
+
+        Raises
+        ------
+        UsageError, DecodeError, CacheError
+            As for `repin`.
+        """
+        with self._alone:
+            tokens = self._tokens(text, special=True)
+            policy, pinned = self._policy, self._pinned
+            ledger = self._cache.ledger
+            n_tokens = ledger.n_leading(*block)
+            n_prefix: int | None = None
+            if pinned.spans or policy.n_keep == -1:
+                n_tokens = min(n_tokens, self._n_prefix)
+                n_prefix = self._n_prefix - n_tokens + len(tokens)
+                self._check_splice(n_tokens, tokens)
+                # What of the block stands in the window, behind what is pinned.
+                rest = sum(len(ids) for _, ids in ledger.unpinned(*block))
+                if rest:
+                    self._cache.evict(rest)
+            pinned = replace(pinned, n_prefix=n_prefix, n_system=len(tokens))
+            return self._splice(0, n_tokens, tokens, policy, pinned, exact=exact)
 
     def pin(self, start: int, stop: int) -> Repinned:
         """Pin a span for good, beside the prefix: facts that must not be forgotten.
 
         The span is evaluated once more, as the end of the pinned prefix, and stays in the window
-        too until it leaves there.
+        too until it leaves there. The policy stays as it is; another ``n_keep`` releases the span.
 
         Parameters
         ----------
@@ -226,12 +280,18 @@ class Stream(Closing):
             As for `repin`.
         """
         with self._alone:
-            self._advance(())
-            span = tuple(self._cache.ledger.window_tokens(start, stop))
-            if not span:
+            ledger, pinned = self._cache.ledger, self._pinned
+            if stop > ledger.next_index > start - len(self._pending):
+                self._advance(())
+            parts = [part for part in ledger.unpinned(start, stop) if part[0] >= 0]
+            if not parts:
                 raise UsageError(f"nothing of {start} to {stop} is in the window: there is no more")
-            pinned = self._pinned
-            return self._repin(pinned.prefix(self._cache.ledger), (*pinned.spans, span))
+            span = PinnedSpan(
+                tuple((index, index + len(tokens)) for index, tokens in parts),
+                tuple(token for _, tokens in parts for token in tokens),
+            )
+            pinned = replace(pinned, n_prefix=self._n_prefix, spans=(*pinned.spans, span))
+            return self._splice(ledger.n_pinned, 0, span.tokens, self._policy, pinned)
 
     def unpin(self) -> Repinned:
         """Release the span that was pinned last.
@@ -244,33 +304,88 @@ class Stream(Closing):
             As for `repin`.
         """
         with self._alone:
-            pinned = self._pinned
-            if not pinned.spans:
+            if not self._pinned.spans:
                 raise UsageError("nothing is pinned beside the prefix")
-            return self._repin(pinned.prefix(self._cache.ledger), pinned.spans[:-1])
+            *spans, last = self._pinned.spans
+            pinned = replace(self._pinned, spans=tuple(spans))
+            n = len(last.tokens)
+            at = self._cache.ledger.n_pinned - n
+            return self._splice(at, n, (), self._policy, pinned)
 
-    def _repin(
-        self, prefix: Sequence[int], spans: tuple[tuple[int, ...], ...], *, exact: bool = False
+    @property
+    def _n_prefix(self) -> int:
+        """Pinned tokens without the spans beside them."""
+        return self._cache.ledger.n_pinned - self._pinned.n_spans
+
+    def _splice(
+        self,
+        at: int,
+        n: int,
+        tokens: Sequence[int],
+        policy: SinkPolicy,
+        pinned: Pinned,
+        *,
+        exact: bool = False,
     ) -> Repinned:
+        """Swap ``n`` of the oldest tokens, after the first ``at``, for others."""
         start = time.perf_counter()
+        cache = self._cache
+        policy.check(self.n_ctx)
+        self._check_splice(n, tokens)
+        self._advance(())
+        n_evicted, index = cache.splice(at, n, tokens, exact=exact)
+        self._policy, self._pinned = policy, pinned
+        cache.adopt(policy, pinned.n_keep(policy, cache.ledger))
+        n_evaluated = cache.bring_back()
+        ms = (time.perf_counter() - start) * 1e3
+        return Repinned(cache.ledger.n_pinned, n_evaluated, n_evicted, ms, index)
+
+    def _check_splice(self, n: int, tokens: Sequence[int]) -> None:
+        """Refuse to swap ``n`` of the oldest tokens for others where that cannot be."""
         if self._is_empty:
             raise UsageError("an empty stream has no prefix to swap: feed it first")
-        tokens = [*prefix, *chain.from_iterable(spans)]
-        policy = self._policy
-        if policy.n_keep != "system":
-            policy = replace(policy, n_keep=len(tokens))
-        policy.check(self.n_ctx)
-        check_window(len(tokens), self.n_ctx)
-        self._advance(())
-        try:
-            n_evaluated, n_evicted = self._cache.repin(tokens, exact=exact)
-        finally:
-            if self._cache.ledger.n_keep == len(tokens):
-                self._policy = policy
-                self._pinned = replace(self._pinned, n_system=len(tokens), spans=spans)
-                self._cache.adopt(policy, len(tokens))
-        ms = (time.perf_counter() - start) * 1e3
-        return Repinned(len(tokens), n_evaluated, n_evicted, ms)
+        check_window(max(0, self._cache.ledger.n_pinned - n) + len(tokens), self.n_ctx)
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All that is done within happens, or nothing of it.
+
+        >>> with stream.transaction():
+        ...     stream.feed(question)
+        ...     stream.begin_turn()
+
+        What ends the block, an error or Ctrl-C, puts the stream back to where it stood before.
+        Tokens that came are taken out, and what was evicted for them comes back: from a copy of its
+        cells where that was worth making, or else evaluated anew, and then it does not remember
+        what was evicted earlier. Signals wait until the end of the block or between two decodes.
+        Other threads are told that the stream is busy, and a generation goes on after the block.
+        """
+        if self._door.guest == threading.get_ident():  # within another one, it is a part of that
+            yield
+            return
+        with self._alone, self._door.left_open():
+            before, n_news = self._snapshot(), len(self._news)
+            backend = self._cache.backend
+            undo = Undo(
+                backend.save,
+                self._snapshot,
+                self._feeding.rate,
+                takes_back=backend.capabilities.takes_back,
+            )
+            self._cache.undo = undo
+            try:
+                yield
+            except BaseException:
+                self._cache.undo = None
+                self._policy, self._pinned = before.policy, before.pinned
+                self._pending = list(before.pending)
+                self._cache.go_back(before, undo)
+                self._cache.adopt(before.policy, before.n_keep)
+                while len(self._news) > n_news:
+                    self._news.pop()
+                raise
+            finally:
+                self._cache.undo = None
 
     def feed(self, text: Input, *, special: bool = False) -> int:
         """Take in text or tokens of any length, evicting on the way.
@@ -329,6 +444,7 @@ class Stream(Closing):
             if index < ledger.next_index:
                 self._cache.take_back(ledger.next_index - index)
             del self._pending[index - ledger.next_index :]
+            self._cache.boundaries.cut(index)
 
     def score(self, text: Input, *, special: bool = False) -> NDArray[np.float64]:
         """Take in text or tokens like `feed`, and say how well the stream foresaw each token.
@@ -364,6 +480,8 @@ class Stream(Closing):
         sampling: Sampling | None = None,
         *,
         ignore_eos: bool = False,
+        ends: Collection[int] = (),
+        record: list[Step] | None = None,
     ) -> Iterator[Step]:
         """Let the model go on, one `Step` a token.
 
@@ -381,6 +499,11 @@ class Stream(Closing):
             How tokens are chosen.
         ignore_eos : bool
             Go on when the model ends its text.
+        ends : collection of int
+            Tokens that end the text beside those that the vocabulary marks so.
+        record : list of Step, optional
+            Receives every step together with its entry into the stream: whatever interrupts the
+            caller, the list has what the stream has.
 
         Raises
         ------
@@ -394,7 +517,7 @@ class Stream(Closing):
             raise UsageError(f"--max-tokens {max_tokens} is not possible: 0 or more")
         if ignore_eos and sampling.grammar:
             raise UsageError("a grammar ends where the text ends: drop ignore_eos or the grammar")
-        return self._generate(max_tokens, TextStream(stop), sampling, ignore_eos)
+        return self._generate(max_tokens, TextStream(stop), sampling, ignore_eos, ends, record)
 
     async def agenerate(
         self,
@@ -415,7 +538,11 @@ class Stream(Closing):
             try:
                 step = await asyncio.shield(under_way)
             except asyncio.CancelledError:
-                late = await under_way
+                # However often it is cancelled meanwhile: the step must not stay.
+                while not under_way.done():
+                    with suppress(asyncio.CancelledError):
+                        await asyncio.wait([under_way])
+                late = None if under_way.exception() else under_way.result()
                 if late:
                     self._unsay(late)
                 raise
@@ -456,10 +583,17 @@ class Stream(Closing):
                     siblings=self._siblings,
                 )
                 other._take_over(self._snapshot(), self._policy)
+                row = self._lasting_logits()
+                if row is not None:
+                    other._cache.put_logits(row)
             except BaseException:
                 backend.close()
                 raise
         return other
+
+    def _lasting_logits(self) -> Logits | None:
+        """The logits of the newest token, where they could not be computed again."""
+        return None if self._pending else self._cache.lasting_logits()
 
     def save(self, path: str | os.PathLike[str], *, talk: Talk | None = None) -> None:
         """Write the stream to a file, for `streamsink.Model.restore`.
@@ -484,13 +618,15 @@ class Stream(Closing):
         with self._alone:
             self._cache.settle()
             backend, snapshot = self._cache.backend, self._snapshot()
+            snapshot.check(self._vocabulary.n_tokens)
             try:
-                cells = backend.save() if snapshot.pieces else None
+                cells = backend.save() if snapshot.n_live else None
             except CacheError:
                 cells = None  # then the tokens are evaluated again
-        # A copy by now: another thread may use the stream, and Ctrl-C may end the writing.
-        session.write(Path(path), backend.kind, snapshot, talk, cells)
-        self._happened("save", snapshot, snapshot.n_live, start)
+            row = self._lasting_logits()
+        # Copies by now: another thread may use the stream, and Ctrl-C may end the writing.
+        session.write(Path(path), backend.kind, snapshot, talk, cells, row)
+        self._happened("save", snapshot.index, snapshot.n_live, start)
 
     def restore(
         self,
@@ -498,6 +634,7 @@ class Stream(Closing):
         kind: CellKind,
         cells: memoryview | None,
         policy: SinkPolicy | None = None,
+        logits: Logits | None = None,
     ) -> Restored:
         """Go on where another stream stood; see `streamsink.Model.restore`.
 
@@ -514,6 +651,8 @@ class Stream(Closing):
             The cells.
         policy : SinkPolicy, optional
             Another policy to go on by.
+        logits : ndarray of float32, shape (n_vocab,), optional
+            What its newest token foresaw, of a model that could not compute it again.
 
         Raises
         ------
@@ -531,20 +670,27 @@ class Stream(Closing):
             policy.check(self.n_ctx)
             if kind.model != mine.model:
                 raise SessionError(f"the saved stream is of another model: {kind.path}")
-            snapshot.check(self._vocabulary.n_tokens)
+            n_tokens = self._vocabulary.n_tokens
+            snapshot.check(n_tokens)
+            if logits is not None and logits.shape != (n_tokens,):
+                raise SessionError("the saved stream is damaged: its logits are of another model")
             check_window(snapshot.n_keep, self.n_ctx)
+            if self._cache.undo:
+                self._cache.undo.will_lose(snapshot.n_live)
             self._take_over(snapshot, policy)
             why = self._put_back(snapshot, kind.difference(mine), cells)
             n_evaluated = self._cache.evaluate() if why else 0
+            if not why and logits is not None and not self._pending:
+                self._cache.put_logits(logits)
             if policy != snapshot.policy:
                 self._adopt(policy)
-        self._happened("restore", snapshot, n_evaluated, start)
+        self._happened("restore", snapshot.index, n_evaluated, start)
         self.restored = Restored(n_evaluated, why, (time.perf_counter() - start) * 1e3)
         return self.restored
 
     def _put_back(self, snapshot: Snapshot, difference: str, cells: memoryview | None) -> str:
         """Put cells into the cache; why they cannot be, or nothing."""
-        if not snapshot.pieces:
+        if not snapshot.n_live:
             return ""
         if difference:
             return difference
@@ -553,7 +699,7 @@ class Stream(Closing):
         if snapshot.n_live > self.n_ctx:
             return f"there were {snapshot.n_live} of them, and n_ctx is {self.n_ctx}"
         try:
-            self._cache.backend.load(cells, self._cache.ledger.next_pos)
+            self._cache.backend.load(cells, self._cache.ledger.last_end)
         except CacheError as error:
             return str(error)
         return ""
@@ -581,10 +727,10 @@ class Stream(Closing):
         self._pinned = snapshot.pinned
 
     def _happened(
-        self, kind: Literal["save", "restore"], where: Snapshot, n_tokens: int, start: float
+        self, kind: Literal["save", "restore"], index: int, n_tokens: int, start: float
     ) -> None:
         if self._on_event:
-            index, ms = where.n_tokens + len(where.pending), (time.perf_counter() - start) * 1e3
+            ms = (time.perf_counter() - start) * 1e3
             self._on_event(Event(kind, index, n_tokens, ms))
 
     def logits(self) -> Logits:
@@ -652,6 +798,13 @@ class Stream(Closing):
                         at += len(here)
             return parts
 
+    def tokens_between(self, start: int, stop: int) -> list[int]:
+        """Ids of the tokens of an index range that the model can still see, oldest first."""
+        with self._still:
+            ledger = self._cache.ledger
+            first, last = (max(0, index - ledger.next_index) for index in (start, stop))
+            return [*ledger.between(start, stop), *self._pending[first:last]]
+
     def visible_tokens(self) -> list[int]:
         """Ids of all tokens that the model can still see, oldest first."""
         with self._still:
@@ -665,6 +818,20 @@ class Stream(Closing):
     def tokenize(self, text: str, *, special: bool = False) -> list[int]:
         """Tokens of a text, no BOS added."""
         return self._vocabulary.tokenize(text, special=special)
+
+    def tokenize_parts(
+        self, parts: Sequence[tuple[str, bool]], *, after_text: bool = False
+    ) -> list[int]:
+        """Tokens of a text in parts: those of the whole of it, no BOS added.
+
+        Parameters
+        ----------
+        parts : sequence of (str, bool)
+            Texts, and whether ``<|...|>`` in them are control tokens.
+        after_text : bool
+            Whether it goes on from ordinary text.
+        """
+        return self._vocabulary.tokenize_parts(parts, after_text=after_text)
 
     @property
     def n_cells(self) -> int:
@@ -704,15 +871,16 @@ class Stream(Closing):
             if self._on_event:
                 self._on_event(event)
 
-    def _adopt(self, policy: SinkPolicy) -> None:
-        n_pinned = self._cache.ledger.n_pinned
+    def _adopt(self, policy: SinkPolicy, pinned: Pinned | None = None) -> None:
+        if pinned is None:
+            pinned = self._pinned
+            if policy.n_keep != self._policy.n_keep:  # the user decides anew what is pinned
+                pinned = replace(pinned, n_prefix=None, spans=())
         policy.check(self.n_ctx)
-        n_keep = self._pinned.n_keep(policy, self._cache.ledger)
+        n_keep = pinned.n_keep(policy, self._cache.ledger)
         check_window(n_keep, self.n_ctx)
         self._cache.adopt(policy, n_keep)
-        self._policy = policy
-        if n_keep != n_pinned:  # what ends elsewhere is a prefix like any other
-            self._pinned = replace(self._pinned, spans=())
+        self._policy, self._pinned = policy, pinned
 
     def _tokens(self, text: Input, special: bool) -> list[int]:
         if isinstance(text, str):
@@ -761,16 +929,19 @@ class Stream(Closing):
 
     def _ready_logits(self) -> Logits:
         """Logits of the newest token, shape (1, n_vocab); a view, good until the next decode."""
-        if not self._pending and not self._cache.logits_ready:
-            # A failed call has left the logits of something else.
-            if not self._cache.ledger.n_newest:
-                raise UsageError("a failed decode left the window empty: feed before going on")
-            self._pending += self._cache.take_back()
+        if not self._pending:
+            self._pending += self._cache.make_logits()
         self._advance(())
         return self._cache.backend.logits()[-1:]
 
     def _generate(
-        self, max_tokens: int | None, text: TextStream, sampling: Sampling, ignore_eos: bool
+        self,
+        max_tokens: int | None,
+        text: TextStream,
+        sampling: Sampling,
+        ignore_eos: bool,
+        ends: Collection[int],
+        record: list[Step] | None,
     ) -> Iterator[Step]:
         self._cache.backend.check_sampling(sampling)  # it may take seconds, and Ctrl-C acts there
         with self._alone:
@@ -785,6 +956,7 @@ class Stream(Closing):
             self._drop_sampler()
             self._sampler = sampler
             self._generating = _Meter()
+            text.push(self._open_character())
         n = 0
         while max_tokens is None or n < max_tokens:
             step: Step | None = None
@@ -796,41 +968,61 @@ class Stream(Closing):
                             "another generation has begun on this stream: use that one"
                         )
                     n += 1
-                    step = self._step(sampler, text, ignore_eos, last=n == max_tokens)
+                    step = self._step(sampler, text, ignore_eos, ends, last=n == max_tokens)
                     self._pending.append(step.token)
+                    if record is not None:
+                        record.append(step)
                     self._generating.add(1, start)
             except BaseException:
                 # Ctrl-C or a callback, on the way out.
                 if step:
-                    self._unsay(step)
+                    self._unsay(step, record)
                 raise
             yield step
             if step.finish:
                 return
 
-    def _step(self, sampler: Sampler, text: TextStream, ignore_eos: bool, *, last: bool) -> Step:
+    def _step(
+        self,
+        sampler: Sampler,
+        text: TextStream,
+        ignore_eos: bool,
+        ends: Collection[int],
+        *,
+        last: bool,
+    ) -> Step:
         """Choose the next token; it is not yet part of the stream."""
         self._ready_logits()
         index = self._cache.ledger.next_index
         token = self._cache.backend.sample(sampler, index)
         finish: Finish | None = None
-        if not ignore_eos and self._vocabulary.ends_generation(token):
+        if not ignore_eos and (token in ends or self._vocabulary.ends_generation(token)):
             finish = "eos"
         piece = b"" if finish else self._vocabulary.piece(token)
         if finish is None and sampler.stuck:
             finish = "grammar"
         if finish is None and last:
             finish = "length"
-        fresh = text.push(piece, final=finish is not None)
+        # A character that has only begun is left to what may come next.
+        fresh = text.push(piece, final=finish is not None, goes_on=finish == "length")
         if text.stopped:
             finish = "stop"
         return Step(token, index, fresh, finish)
 
-    def _unsay(self, step: Step) -> None:
+    def _open_character(self) -> bytes:
+        """Bytes at the end of the stream with which a character has only begun."""
+        newest = [*islice(reversed(self._live_tokens()), LONGEST_CHARACTER)]
+        pieces = [self._vocabulary.piece(token, special=True) for token in reversed(newest)]
+        return open_bytes(b"".join(pieces))
+
+    def _unsay(self, step: Step, record: list[Step] | None = None) -> None:
         """Take back a token that nobody will see: a stream holds what was yielded."""
         with self._still:
             if self._pending == [step.token] and self._cache.ledger.next_index == step.index:
                 self._pending.clear()
+                self._cache.boundaries.cut(step.index)
+                if record and record[-1] is step:
+                    record.pop()
 
     def _drop_sampler(self) -> None:
         if self._sampler:
@@ -839,7 +1031,7 @@ class Stream(Closing):
 
 
 def _drained(news: deque[Event]) -> Iterator[Event]:
-    """What is in a queue, oldest first, be it that another thread takes from it too."""
+    """What is in a queue, oldest first; another thread may take from it at the same time."""
     while news:
         try:
             yield news.popleft()

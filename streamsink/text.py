@@ -36,14 +36,15 @@ class TextStream:
         self._held = ""
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
-    def push(self, piece: bytes, *, final: bool = False) -> str:
+    def push(self, piece: bytes, *, final: bool = False, goes_on: bool = False) -> str:
         """Take in the bytes of a token, give back the text that is now certain.
 
-        With ``final`` everything held back is given out; a broken character becomes U+FFFD.
+        With ``final`` everything held back is given out; a broken character becomes U+FFFD, unless
+        the text ``goes_on`` elsewhere: then it is left to that (`open_bytes`).
         """
         if self.stopped:
             return ""
-        self._held += self._decoder.decode(piece, final)
+        self._held += self._decoder.decode(piece, final and not goes_on)
         cuts = [at for at in map(self._held.find, self._stop) if at >= 0]
         if cuts:
             self.stopped = True
@@ -60,3 +61,10 @@ class TextStream:
             if any(stop.startswith(self._held[-n:]) for stop in self._stop):
                 return n
         return 0
+
+
+def open_bytes(data: bytes) -> bytes:
+    """The bytes at the end of some with which a character of UTF-8 has only begun."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    decoder.decode(data)
+    return decoder.getstate()[0]

@@ -236,6 +236,7 @@ def capabilities(
         rotate=rotate,
         reanchor=reanchor,
         no_stream=_no_stream(traits),
+        takes_back=not (traits.hybrid or traits.recurrent),
     )
 
 

@@ -19,6 +19,7 @@ import numpy as np
 
 from streamsink.backend import MAIN, Capabilities, Logits, Sampler
 from streamsink.errors import CacheError, DecodeError
+from streamsink.ledger import Span
 from streamsink.sampling import Sampling
 from streamsink.snapshot import CellKind
 
@@ -59,6 +60,11 @@ class FakeVocabulary:
 
     def tokenize(self, text: str, *, special: bool = False) -> list[int]:
         return list(text.encode())
+
+    def tokenize_parts(
+        self, parts: Sequence[tuple[str, bool]], *, after_text: bool = False
+    ) -> list[int]:
+        return list("".join(text for text, _ in parts).encode())
 
     def piece(self, token: int, *, special: bool = False) -> bytes:
         if token < 256:
@@ -187,6 +193,17 @@ class FakeBackend:
         if len(saved) > self.n_cells or max((cell.pos for cell in saved), default=-1) != end - 1:
             raise CacheError("cells of another cache")
         self.cells = saved
+
+    def end(self, seq: int) -> int:
+        self._alive()
+        return max((cell.pos for cell in self._of(seq)), default=-1) + 1
+
+    def is_whole(self, spans: Sequence[Span]) -> bool:
+        self._alive()
+        return True
+
+    def put_logits(self, row: Logits) -> None:
+        raise Abort("not modelled: a recurrent state")
 
     def logits(self) -> Logits:
         self._alive()

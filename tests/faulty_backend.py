@@ -22,6 +22,7 @@ from streamsink.errors import (
     TornError,
     UsageError,
 )
+from streamsink.ledger import Span
 from streamsink.sampling import Sampling
 from streamsink.snapshot import CellKind
 from tests.fake_backend import Cell, FakeBackend, FakeVocabulary
@@ -258,6 +259,15 @@ class FaultyBackend:
 
     def fork(self) -> FakeBackend:
         return self.fake.fork()
+
+    def end(self, seq: int) -> int:
+        return self.fake.end(seq)
+
+    def is_whole(self, spans: Sequence[Span]) -> bool:
+        return self.fake.is_whole(spans)
+
+    def put_logits(self, row: Logits) -> None:
+        self.fake.put_logits(row)
 
     def logits(self) -> Logits:
         return self.fake.logits()

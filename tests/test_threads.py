@@ -21,7 +21,7 @@ from streamsink import interrupt
 from streamsink.errors import (
     BusyError,
 )
-from streamsink.interrupt import Exclusive
+from streamsink.interrupt import Door, Exclusive
 from streamsink.ledger import Evicted
 from streamsink.policy import SinkPolicy
 from streamsink.records import Step
@@ -62,13 +62,13 @@ def test_ctrl_c_on_the_threshold() -> None:
     """Whichever line it meets, it is neither lost nor does it leave the section shut."""
     handler = signal.getsignal(signal.SIGINT)
     for nth in itertools.count():
-        lock = threading.Lock()
+        door = Door()
         interrupted = reached = False
         try:
-            reached = lines_within(Exclusive(lock), lambda: signal.raise_signal(signal.SIGINT), nth)
+            reached = lines_within(Exclusive(door), lambda: signal.raise_signal(signal.SIGINT), nth)
         except KeyboardInterrupt:
             interrupted = True
-        assert not lock.locked(), nth
+        assert not door.lock.locked(), nth
         assert signal.getsignal(signal.SIGINT) == handler, nth
         if not interrupted:
             assert not reached, nth
@@ -118,6 +118,10 @@ OPERATIONS: dict[str, Callable[[Stream], object]] = {
     "repin": lambda stream: stream.repin("other"),
     "pin": lambda stream: stream.pin(3, 6),
     "unpin": Stream.unpin,
+    "swap_system": lambda stream: stream.swap_system([1, 2, 3], (0, 2)),
+    "transaction": lambda stream: stream.transaction().__enter__(),
+    "tokens_between": lambda stream: stream.tokens_between(1, 3),
+    "pinned_ranges": lambda stream: stream.pinned_ranges,
     "begin_turn": Stream.begin_turn,
     "logits": Stream.logits,
     "rewind": lambda stream: stream.rewind(stream._cache.ledger.next_index - 1),
@@ -138,7 +142,7 @@ def carry_out(name: str, stream: Stream, results: list[object]) -> None:
     results.append(OPERATIONS[name](stream))
 
 
-UNCHANGING = {"n_cells", "bos", "pins", "text", "tokenize"}
+UNCHANGING = {"n_cells", "bos", "pins", "text", "tokenize", "tokenize_parts"}
 
 
 def test_no_operation_is_forgotten() -> None:

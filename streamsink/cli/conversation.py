@@ -16,9 +16,10 @@ from streamsink.reading import turns, typed
 from streamsink.session import shelf
 
 if TYPE_CHECKING:
-    from streamsink.chat import Chat, Memory
+    from streamsink.chat import Chat
     from streamsink.cli.terminal import Write
     from streamsink.records import Event, Stats
+    from streamsink.remains import Memory
     from streamsink.sampling import Sampling
 
 COMMANDS = {

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 from streamsink import session
 from streamsink.cli import terminal
 from streamsink.errors import SessionError, UsageError
-from streamsink.interrupt import HeldBack
 from streamsink.session import shelf
 
 if TYPE_CHECKING:
@@ -107,8 +106,8 @@ class Keeping:
     def load(self, path: Path, tell: Callable[[], object]) -> None:
         """Go on with another session; what was said until now has to be saved somewhere.
 
-        Tokens, turns and file change together or not at all: a Ctrl-C waits until they have, and
-        until ``tell`` has said so.
+        Tokens, turns and file change together or not at all; a Ctrl-C that comes when they have
+        waits until ``tell`` has said so.
 
         Raises
         ------
@@ -119,24 +118,22 @@ class Keeping:
         """
         if self._has_begun and not self._kept:
             raise UsageError("what was said is saved nowhere: /save NAME, or else /reset, first")
-        interrupt = HeldBack()
+        taken = self._kept if self._kept and self._kept.is_at(path) else shelf.take(path)
         try:
-            taken = self._kept if self._kept and self._kept.is_at(path) else shelf.take(path)
-            try:
-                if taken is not self._kept:
-                    self.save()
-                seen = taken.stamp()
-                with session.SessionFile(taken.path) as file:
-                    self._chat.restore(file.session, file.cells())
+            if taken is not self._kept:
+                self.save()
+            seen = taken.stamp()
+            with session.SessionFile(taken.path) as file:
+                saved, cells, logits = file.session, file.cells(), file.logits()
+            with self._chat.stream.transaction():
+                self._chat.restore(saved, cells, logits)
                 self._kept, self._seen, taken = taken, seen, self._kept or taken
-            finally:
-                if taken is not self._kept:  # the one before, or the one that could not be loaded
-                    taken.release()
-            if file.session.talk and file.session.talk.sampling:
-                self.sampling = file.session.talk.sampling
-            tell()
+                if saved.talk and saved.talk.sampling:
+                    self.sampling = saved.talk.sampling
+                tell()
         finally:
-            interrupt.let_go()
+            if taken is not self._kept:  # the one before, or the one that could not be loaded
+                taken.release()
 
     def reset(self) -> str:
         """Begin anew; return what to tell.

@@ -7,6 +7,7 @@ import os
 import weakref
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
@@ -14,7 +15,7 @@ import llama_cpp
 import llama_cpp.llama_cpp as llama
 import numpy as np
 
-from streamsink.backend import MAIN, Capabilities, Logits, Sampler, Verdict
+from streamsink.backend import MAIN, SCRATCH, Capabilities, Logits, Sampler, Verdict
 from streamsink.budget import CELL_STEP, flash_of, n_lanes_of, require_memory
 from streamsink.errors import (
     CacheError,
@@ -25,7 +26,8 @@ from streamsink.errors import (
     TornError,
     UsageError,
 )
-from streamsink.memory import available_bytes
+from streamsink.ledger import Span
+from streamsink.memory import available_bytes, gib
 from streamsink.native import grammar, probe
 from streamsink.native.library import Said, hearing
 from streamsink.native.params import context_params
@@ -42,6 +44,9 @@ ROWS_BYTES = 64 * 2**20
 COMPACT_BYTES = 64 * 2**20
 """Largest cache that is moved together: in larger models the attention is a smaller part of a
 decode, so the gain is small and the copy is not."""
+
+COPY_SHARE = 0.8
+"""Part of the free memory that a copy of the cells may take."""
 
 ONE_SEQUENCE = Verdict(
     "impossible", "the context has one sequence, so no sink can be evaluated beside the stream"
@@ -263,6 +268,15 @@ class NativeContext:
         pointer = llama.llama_get_logits(self._handle)
         return np.ctypeslib.as_array(pointer, (self._n_rows, self.vocabulary.n_tokens))
 
+    def put_logits(self, row: Logits) -> None:
+        """Let these be the last row of logits: they came with cells from elsewhere.
+
+        They are written to where llama.cpp keeps its own, which it makes room for in a decode.
+        """
+        self.decode([0], 0, SCRATCH, "last")
+        self.remove(SCRATCH, 0, -1)
+        self.logits()[-1] = row
+
     def check_sampling(self, sampling: Sampling) -> None:
         """Try the grammar, if there is one, in a process of its own; see `grammar.checked`."""
         if sampling.grammar is not None:
@@ -330,6 +344,37 @@ class NativeContext:
         n_bytes = int(n_ctx * (cell + 64)) + 2**20
         return n_bytes if n_bytes <= COMPACT_BYTES else 0
 
+    def end(self, seq: int) -> int:
+        """Position after the last cell of a sequence; 0 of an empty one."""
+        return int(llama.llama_memory_seq_pos_max(self._cache, seq)) + 1
+
+    def is_whole(self, spans: Sequence[Span]) -> bool:
+        """Whether `MAIN` still has the cells of these positions that its next token would see.
+
+        A small cache of a sliding window finds room among the cells that the newest token does not
+        see (llama-kv-cache.cpp: find_slot), and does not say which of them are gone: the least
+        position of a sequence may be that of a sink. So the cells that must be there are given to
+        another sequence, whose least position is that of the oldest one that is there, and are
+        taken out of it one by one.
+        """
+        traits = self._weights.traits
+        if not traits.n_swa or self._made_with[-1]:
+            return True
+        if self._n_sequences == 1:
+            return False
+        end = spans[-1].stop
+        first = max(0, end - traits.n_swa + 1)
+        self.copy(MAIN, SCRATCH, first, end)
+        try:
+            for pos in chain.from_iterable(range(max(first, start), stop) for start, stop in spans):
+                # llama.cpp asks the sliding window's cache: the other one has all of these.
+                if int(llama.llama_memory_seq_pos_min(self._cache, SCRATCH)) != pos:
+                    return False
+                self.remove(SCRATCH, pos, pos + 1)
+        finally:
+            self.remove(SCRATCH, 0, -1)
+        return True
+
     def fork(self) -> NativeContext:
         """Open another context of the same kind, with the same cells in `MAIN` and no others.
 
@@ -361,6 +406,10 @@ class NativeContext:
         if self._shift_waits:  # positions would be those after it, keys those before
             raise CacheError("keys wait to be rotated: feed or generate a token first")
         room = int(llama.llama_state_seq_get_size(self._handle, MAIN))
+        if room > COPY_SHARE * available_bytes():
+            raise CacheError(
+                f"a copy of the cells takes {gib(room)}, more than memory has to spare"
+            )
         buffer = (ctypes.c_uint8 * room)()
         with hearing() as said:
             n = int(llama.llama_state_seq_get_data(self._handle, buffer, room, MAIN))
@@ -448,7 +497,7 @@ class _Batch:
 
 
 def _told(path: Path) -> str:
-    """A file's name as a session can hold it: of bytes that are no text, and of controls, U+FFFD."""
+    """A file's name as a session can hold it, U+FFFD for what is no text in it and for controls."""
     name = os.fsencode(path).decode("utf-8", "replace")
     return "".join(letter if letter.isprintable() else "\ufffd" for letter in name)
 

@@ -36,7 +36,7 @@ def apply(name: str, messages: Sequence[Mapping[str, str]], *, opens_answer: boo
         llama.cpp refuses.
     """
     chat = (llama.llama_chat_message * len(messages))(
-        *((message["role"].encode(), message["content"].encode()) for message in messages)
+        *((_utf8(message["role"]), _utf8(message["content"])) for message in messages)
     )
     room = 256 + 4 * sum(len(message["content"]) + 64 for message in messages)
     while True:
@@ -49,3 +49,8 @@ def apply(name: str, messages: Sequence[Mapping[str, str]], *, opens_answer: boo
         if n <= room:
             return text.raw[:n].decode("utf-8")
         room = n
+
+
+def _utf8(text: str) -> bytes:
+    """A text for C: its strings end at a NUL, and a lone surrogate has no UTF-8."""
+    return text.replace("\0", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "replace")

@@ -6,17 +6,14 @@ import json
 from datetime import datetime, timezone
 from pathlib import Path
 
+from streamsink.remains import Memory, what_is_left
 from streamsink.session.file import Session
 from streamsink.snapshot import Snapshot, Turn
 
 
-def forgotten(turn: Turn, stream: Snapshot) -> bool:
-    """Whether nothing of a turn could be seen any more."""
-    if turn.pinned and stream.pinned.spans:
-        return False
-    ranges = [(piece.index, piece.index + len(piece.tokens)) for piece in stream.pieces]
-    ranges.append((stream.n_tokens, stream.n_tokens + len(stream.pending)))
-    return not any(start < turn.stop and turn.start < stop for start, stop in ranges)
+def left(turn: Turn, stream: Snapshot) -> Memory:
+    """What the model could still see of a turn."""
+    return what_is_left(turn, stream.sees, stream.pinned_ranges)
 
 
 def markdown(session: Session, title: str) -> str:
@@ -40,8 +37,8 @@ def plain(session: Session) -> str:
             "role": turn.role,
             "content": turn.text,
             "tokens": [turn.start, turn.stop],
-            "pinned": turn.pinned,
-            "forgotten": forgotten(turn, session.stream),
+            "pinned": left(turn, session.stream) == "pinned",
+            "forgotten": left(turn, session.stream) == "forgotten",
         }
         for turn in (talk.turns if talk else ())
     ]
@@ -55,6 +52,5 @@ def saved(session: Session) -> str:
 
 
 def _remark(turn: Turn, stream: Snapshot) -> str:
-    if turn.pinned and stream.pinned.spans:
-        return " (pinned)"
-    return " (forgotten)" if forgotten(turn, stream) else ""
+    what = left(turn, stream)
+    return "" if what == "visible" else f" ({what})"

@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from streamsink import __version__
 from streamsink.atomic import replacing
@@ -25,8 +27,8 @@ from streamsink.errors import SessionError, StreamsinkError
 from streamsink.regular import open_regular
 from streamsink.snapshot import CellKind, Snapshot, Talk
 
-VERSION = 1
-RECORD, CELLS = "session.json", "cells.bin"
+VERSION = 2
+RECORD, CELLS, LOGITS = "session.json", "cells.bin", "logits.bin"
 OWNER_ONLY = 0o600
 _ARCHIVE = b"PK"
 
@@ -66,7 +68,12 @@ class _Versioned(msgspec.Struct):
 
 
 def write(
-    path: Path, kind: CellKind, stream: Snapshot, talk: Talk | None, cells: memoryview | None
+    path: Path,
+    kind: CellKind,
+    stream: Snapshot,
+    talk: Talk | None,
+    cells: memoryview | None,
+    logits: NDArray[np.float32] | None = None,
 ) -> None:
     """Write a session file, whole or not at all.
 
@@ -79,9 +86,11 @@ def write(
     try:
         with replacing(path, OWNER_ONLY) as file, zipfile.ZipFile(file, "w") as archive:
             archive.writestr(RECORD, record)
-            if cells is not None:
-                with archive.open(CELLS, "w", force_zip64=True) as member:
-                    member.write(cells)
+            row = None if logits is None else memoryview(logits.tobytes())
+            for name, data in ((CELLS, cells), (LOGITS, row)):
+                if data is not None:
+                    with archive.open(name, "w", force_zip64=True) as member:
+                        member.write(data)
     except OSError as error:
         raise SessionError(
             f"the session {path} cannot be written: {error.strerror or error}"
@@ -131,12 +140,29 @@ class SessionFile(contextlib.AbstractContextManager["SessionFile"]):
         cells = self._member(CELLS)
         return None if cells is None else memoryview(cells)
 
+    def logits(self) -> NDArray[np.float32] | None:
+        """What the newest token foresaw, of a model that could not compute it again; or None.
+
+        Raises
+        ------
+        SessionError
+            The file is torn or damaged.
+        """
+        logits = self._member(LOGITS)
+        if logits is None:
+            return None
+        if len(logits) % 4:
+            raise SessionError(
+                f"the session {self._path} is damaged: {LOGITS} holds no whole numbers"
+            )
+        return np.frombuffer(logits, np.float32)
+
     def _member(self, name: str) -> bytes | None:
         """One file out of the archive, its checksum held against it."""
         path = self._path
         with self._refusing(), zipfile.ZipFile(self._file) as archive:
             names = archive.namelist()
-            if RECORD not in names or len(names) > 2:
+            if RECORD not in names or len(names) > 3:
                 raise SessionError(f"{path} is an archive, but not a session")
             if name not in names:
                 return None
@@ -188,19 +214,40 @@ def read_cells(path: Path) -> memoryview | None:
 def _session(path: Path, record: bytes) -> Session:
     try:
         version = msgspec.json.decode(record, type=_Versioned).version
-        if version == VERSION:
-            found = msgspec.json.decode(record, type=Session)
+        if 1 <= version <= VERSION:
+            found = msgspec.convert(_brought_up(msgspec.json.decode(record)), Session)
             if not found.kind.is_printable():
                 raise SessionError("a name holds control characters")
             return found
     except StreamsinkError as error:
         raise SessionError(f"the session {path} is damaged: {error}") from None
-    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+    except (msgspec.MsgspecError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise SessionError(f"the session {path} is damaged: {error}") from None
     raise SessionError(
         f"the session {path} is of version {version}, and this streamsink reads {VERSION}: "
         f"{'update it' if version > VERSION else 'go on with an older one'}"
     )
+
+
+def _brought_up(record: dict[str, Any]) -> dict[str, Any]:
+    """A record of an earlier version, as this one has it.
+
+    In version 1 a pinned span had its tokens alone, and the policy's ``n_keep`` counted them; a
+    system block was known by its end, and by 0 once it was swapped.
+    """
+    if record["version"] == 1:
+        stream, talk = record["stream"], record["talk"]
+        spans = stream["pinned"]["spans"]
+        if spans:
+            stream["pinned"]["spans"] = [{"ranges": [], "tokens": span} for span in spans]
+            stream["pinned"]["n_prefix"] = stream["n_keep"] - sum(map(len, spans))
+        if talk and stream["pieces"]:
+            first = stream["pieces"][0]
+            end = first["index"] + len(first["tokens"])
+            swapped = (first["index"], end) if first["index"] < 0 else (0, 0)
+            talk["block"] = (0, talk["block_end"]) if talk["block_end"] else swapped
+        record["version"] = VERSION
+    return record
 
 
 _DAMAGE: Any = (
