@@ -157,6 +157,12 @@ DEFAULT = turns(
     PLAIN, system=PLAIN, before="{% if messages[0].role != 'system' %}<s>Help.</s>\n{% endif %}"
 )
 
+INST = (  # a system message alone begins the user's turn
+    "<s>{% for m in messages %}{% if m.role == 'system' %}[I] {{ m.content }}\n"
+    "{% elif m.role == 'user' %}"
+    "{% if loop.first or messages[loop.index0 - 1].role != 'system' %}[I] {% endif %}"
+    "{{ m.content }} [/I]{% else %} {{ m.content }}</s>{% endif %}{% endfor %}"
+)
 CHANGED_END = (  # and the last answer ends in another way than those before
     "{% if messages[0].role != 'system' %}<s>Help.<end>{% endif %}"
     "{% for m in messages %}<{{ m.role[0] }}>{{ m.content }}"
@@ -174,6 +180,8 @@ CHANGED_END = (  # and the last answer ends in another way than those before
         (CHECKED + turns(PLAIN, system=PLAIN, before="<bos>"), "", "<bos>"),
         (DEFAULT, "", "<s>Help.</s>\n"),
         (DEFAULT, "Be.", "<s>Be.</s>\n"),
+        (INST, "", "<s>"),
+        (INST, "Be.", "<s>[I] Be.\n"),
         (CHANGED_END, "", "<s>Help.<end>"),
         (CHANGED_END, "Be.", "<s>Be.<end>"),
         (FOLDED, "Be.", "[I] Be.\n"),
