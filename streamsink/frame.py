@@ -48,7 +48,7 @@ def frame(opened: Render, closed: Render) -> Frame:
     alone, followed = _text(closed, [system]), _text(opened, [system, user])
     if SYSTEM in alone and followed.startswith(alone):
         header = followed[len(alone) :].partition(USER)[0]
-    elif between:
+    if between and not header:  # or the block goes on to the user's words
         header = between[len(last) :] if between.startswith(last) else between
     first, found, _ = _text(opened, [user]).partition(USER)
     if header and found:  # what only ends another turn does not begin a conversation

@@ -110,17 +110,11 @@ class Model(Closing):
 
     @property
     def special_texts(self) -> dict[str, str]:
-        """Texts of BOS and EOS, as chat templates want them; '' where there is none."""
-        vocabulary = self._weights.vocabulary
-        return {
-            name: ""
-            if token is None
-            else vocabulary.piece(token, special=True).decode("utf-8", "replace")
-            for name, token in (
-                ("bos_token", vocabulary.bos_token),
-                ("eos_token", vocabulary.eos_token),
-            )
-        }
+        """Texts of special tokens by the names that chat templates have for them.
+
+        BOS and EOS are '' where there is none, others are left out.
+        """
+        return self._weights.vocabulary.special_texts
 
     def cell_bytes(self, cache_type_k: str = "f16", cache_type_v: str = "f16") -> float:
         """Bytes that one token takes in a cache of these types (all layers; an upper estimate)."""

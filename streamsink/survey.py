@@ -53,6 +53,8 @@ class Survey:
         Size of all files of the model.
     traits : Traits
         What the model is like.
+    special_texts : dict of str
+        Texts of special tokens; see `Model.special_texts`.
     settings : CacheSettings
         The settings that it was surveyed for.
     shifts : bool
@@ -68,6 +70,7 @@ class Survey:
     path: Path
     weight_bytes: int
     traits: Traits
+    special_texts: dict[str, str]
     settings: CacheSettings
     shifts: bool
     measured: Measured
@@ -138,6 +141,7 @@ def survey(
         path=path,
         weight_bytes=found["weight_bytes"],
         traits=traits,
+        special_texts=found["special_texts"],
         settings=settings,
         shifts=found["shifts"],
         measured=Measured(**found["measured"]),

@@ -193,9 +193,9 @@ class ChatTemplate:
     def stops(self) -> tuple[str, ...]:
         """Texts that end an answer, for models in whose vocabulary they are no single token."""
         closing, last = self._frame.closing.strip(), self._frame.last.strip()
-        ends = [closing.partition("\n")[0].rstrip()]
-        if not last.startswith(closing):  # as gpt-oss, that ends its last answer in another way
-            ends.append(last)
+        ends = [closing.partition("\n")[0].rstrip(), last]
+        if last.startswith(closing) or closing.startswith(last):  # else, as gpt-oss, there are two
+            ends = [min(ends, key=len) or max(ends, key=len)]
         if not any(ends):  # then an answer ends where the user has the next word
             ends = [(self._frame.header or "").strip()]
         return tuple(dict.fromkeys(end for end in ends if end))

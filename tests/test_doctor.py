@@ -69,6 +69,8 @@ def test_what_is_surveyed_is_what_is_loaded(tiny_path: Path) -> None:
     found = survey(tiny_path, USUAL)
     weights = Weights(tiny_path, 0)
     assert found.traits == weights.traits
+    assert found.special_texts == weights.vocabulary.special_texts
+    assert found.special_texts["bos_token"]
     weights.close()
 
 

@@ -338,7 +338,7 @@ def test_words_that_are_no_text(
 
 
 def test_a_file_name_need_not_be_text(say: Say, tiny_path: Path, tmp_path: Path) -> None:
-    odd = os.fsencode(tmp_path) + b"/n\xffm.gguf"
+    odd = os.fsencode(tmp_path) + b"/n\xff\x1b[2Jm.gguf"
     with open(odd, "wb") as file:
         file.write(tiny_path.read_bytes())
     kept = tmp_path / "s.session"

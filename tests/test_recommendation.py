@@ -186,3 +186,19 @@ def test_a_template_that_fails_is_no_chat(surveyed: Callable[[str], Survey], tem
     command = _command("m", EngineOptions(), broken, 2**34, advice)
     assert command == f"streamsink generate m --ctx {LONG} -p 'Once upon a time'"
     assert "a chat fails at once without another --chat-template" in advice[-1]
+
+
+def test_a_template_is_tried_with_the_models_own_tokens(
+    surveyed: Callable[[str], Survey],
+) -> None:
+    found = surveyed("llama")
+    template = (
+        "{{ raise_exception('no BOS') if not bos_token }}"
+        "{% for message in messages %}{{ message.role }}: {{ message.content }}{{ eos_token }}"
+        "{% endfor %}{{ 'assistant: ' if add_generation_prompt }}"
+    )
+    traits = dataclasses.replace(found.traits, chat_template=template)
+    advice: list[str] = []
+    asks = dataclasses.replace(found, traits=traits)
+    assert _command("m", EngineOptions(), asks, 2**34, advice) == f"streamsink chat m --ctx {LONG}"
+    assert advice == []

@@ -216,6 +216,14 @@ def test_built_in_templates_are_those_of_the_models(name: str, source: str) -> N
     assert found == expected
 
 
+@pytest.mark.parametrize("words", ["a\0b", "a\ud800b", "ü\0\0 日本"])
+def test_words_that_are_no_string_of_c(words: str) -> None:
+    """Nothing is lost behind a NUL, and a lone surrogate is no UTF-8."""
+    text = joined(ChatTemplate("chatml", SPECIAL).opening("", words)[1])
+    assert text.startswith(f"<|im_start|>user\n{words[0]}")
+    assert f"{words[-1]}<|im_end|>" in text
+
+
 def test_names_are_no_sources() -> None:
     assert is_name("llama3")
     assert not is_name("{{ messages }}")

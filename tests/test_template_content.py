@@ -157,6 +157,18 @@ DEFAULT = turns(
     PLAIN, system=PLAIN, before="{% if messages[0].role != 'system' %}<s>Help.</s>\n{% endif %}"
 )
 
+INST = (  # a system message alone begins the user's turn
+    "<s>{% for m in messages %}{% if m.role == 'system' %}[I] {{ m.content }}\n"
+    "{% elif m.role == 'user' %}"
+    "{% if loop.first or messages[loop.index0 - 1].role != 'system' %}[I] {% endif %}"
+    "{{ m.content }} [/I]{% else %} {{ m.content }}</s>{% endif %}{% endfor %}"
+)
+CHANGED_END = (  # and the last answer ends in another way than those before
+    "{% if messages[0].role != 'system' %}<s>Help.<end>{% endif %}"
+    "{% for m in messages %}<{{ m.role[0] }}>{{ m.content }}"
+    "{{ '<eot>' if m.role == 'assistant' and loop.last else '<end>' }}{% endfor %}"
+)
+
 
 @pytest.mark.parametrize(
     ("source", "system", "block"),
@@ -168,6 +180,10 @@ DEFAULT = turns(
         (CHECKED + turns(PLAIN, system=PLAIN, before="<bos>"), "", "<bos>"),
         (DEFAULT, "", "<s>Help.</s>\n"),
         (DEFAULT, "Be.", "<s>Be.</s>\n"),
+        (INST, "", "<s>"),
+        (INST, "Be.", "<s>[I] Be.\n"),
+        (CHANGED_END, "", "<s>Help.<end>"),
+        (CHANGED_END, "Be.", "<s>Be.<end>"),
         (FOLDED, "Be.", "[I] Be.\n"),
         (FOLDED, "", "[I] You help.\n"),
         (FOLDED, "Be [I] ", "[I] Be [I] \n"),
@@ -325,6 +341,14 @@ KEPT = (
     "{% endif %}{{ m.content }}<end>{% endfor %}{% if add_generation_prompt %}<assistant>"
     "{% if thinking is defined and thinking %}[THINK]{% endif %}{% endif %}"
 )
+# As Gemma 4: no thought is ever written, but one of no words.
+EMPTY = (
+    "{% if enable_thinking is defined and enable_thinking %}<|think|>{% endif %}"
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}<end>{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>"
+    "{% if enable_thinking is not defined or not enable_thinking %}"
+    "<|channel>thought\n<channel|>{% endif %}{% endif %}"
+)
 
 
 @pytest.mark.parametrize(
@@ -344,6 +368,7 @@ KEPT = (
             False,
             False,
         ),
+        (EMPTY, None, ("<|channel>thought", "<channel|>"), True, False),
         (KEPT, None, ("[THINK]", "[/THINK]"), True, False),
         (KEPT, True, ("[THINK]", "[/THINK]"), True, True),
     ],

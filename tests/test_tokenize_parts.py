@@ -31,6 +31,7 @@ class Words:
     scores: list[float] = field(default_factory=list)
     merges: list[str] = field(default_factory=list)
     name: str = "tiny"
+    pre: str = "qwen2"
     flags: dict[str, bool] = field(default_factory=dict)
     ids: dict[str, int] = field(default_factory=dict)
 
@@ -38,7 +39,7 @@ class Words:
         writer = gguf.GGUFWriter(path, "llama")
         writer.add_name(self.name)
         writer.add_tokenizer_model(self.model)
-        writer.add_tokenizer_pre("qwen2" if self.model == "gpt2" else "default")
+        writer.add_tokenizer_pre(self.pre if self.model == "gpt2" else "default")
         writer.add_token_list(self.tokens)
         writer.add_token_types(self.kinds)
         if self.scores:
@@ -84,9 +85,9 @@ def sentencepiece(*, space_prefix: bool, name: str = "tiny") -> Words:
     )
 
 
-def byte_pairs() -> Words:
-    named = ["<s>", "</s>", "<|u|>", "<unk>", "ab "]
-    kinds = [Kind.CONTROL] * 3 + [Kind.UNKNOWN, Kind.USER_DEFINED]
+def byte_pairs(pre: str = "qwen2") -> Words:
+    named = ["<s>", "</s>", "<|u|>", "<mask>", "<unk>", "ab "]
+    kinds = [Kind.CONTROL] * 4 + [Kind.UNKNOWN, Kind.USER_DEFINED]
     merges = [f"{a} {b}" for a in (*LETTERS, "Ġ", "<", "|") for b in (*LETTERS, "|", ">", "Ġ")]
     merges += ["</ s", "</s >", "< /", "<| u", "<|u |>", "| >"]
     common = [*byte_alphabet(), *dict.fromkeys(merge.replace(" ", "") for merge in merges)]
@@ -96,6 +97,7 @@ def byte_pairs() -> Words:
         [*named, *common],
         [*kinds, *[Kind.NORMAL] * len(common)],
         merges=merges,
+        pre=pre,
         ids={"bos": 0, "eos": 1},
     )
 
@@ -131,6 +133,7 @@ VOCABULARIES = {
     "spm, no prefix": sentencepiece(space_prefix=False),
     "spm, phi-3": sentencepiece(space_prefix=True, name="phi-3 tiny"),
     "bpe": byte_pairs(),
+    "bpe, jina": byte_pairs("jina-v2-de"),  # its <mask> takes the spaces before it away
     "ugm": unigrams(),
     "wpm": word_pieces(),
 }
@@ -206,6 +209,9 @@ def test_marks_that_a_converter_took_for_words(words: Words, vocabulary: NativeV
     assert mark in vocabulary.tokenize("a<|u|>b")  # llama.cpp finds it in any text
     assert mark not in vocabulary.tokenize_parts([("a<|u|>b", False)])
     assert mark in vocabulary.tokenize_parts([("<|u|>", True), ("a<|u|>b", False)])
+    found = vocabulary.tokenize_parts([("a<|u|> <|u|><|u|>b", False)])
+    spelled = b"".join(vocabulary.piece(token, special=True) for token in found)
+    assert spelled == b" a<|u|> <|u|><|u|>b"  # no space where a mark was, and none eaten
 
 
 @pytest.mark.parametrize("words", [name for name in VOCABULARIES if name != "wpm"], indirect=True)
@@ -221,6 +227,15 @@ def test_a_text_that_goes_on_has_no_space_before_it(
         found = vocabulary.tokenize_parts([(text, False)], after_text=True)
         spelled = b"".join(vocabulary.piece(token, special=True) for token in found).decode()
         assert spelled == (text if words.model != "t5" else " ".join(text.split(" "))), text
+
+
+def test_named_tokens(words: Words, vocabulary: NativeVocabulary) -> None:
+    found = {name: words.tokens[token] for name, token in vocabulary.named_tokens.items()}
+    for name, key in (("bos_token", "bos"), ("eos_token", "eos"), ("pad_token", "padding")):
+        if key in words.ids:
+            assert found[name] == words.tokens[words.ids[key]]
+    if words.kinds[0] == Kind.UNKNOWN:
+        assert found["unk_token"] == "<unk>"
 
 
 # As Llama-2's: spaces of its own around words, and control tokens that nothing separates.

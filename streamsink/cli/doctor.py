@@ -199,18 +199,18 @@ def _command(
         options += ["--cache-type-v", best.settings.cache_type_v]
     if best.policy.placement != "auto":
         options += ["--placement", best.policy.placement]
-    if why := _no_chat(found.traits.chat_template):
+    if why := _no_chat(found):
         advice.append(f"a chat fails at once without another --chat-template: {why}")
         return shlex.join(["streamsink", "generate", name, *options, "-p", PROMPT])
     return shlex.join(["streamsink", "chat", name, *options])
 
 
-def _no_chat(template: str) -> str:
+def _no_chat(found: Survey) -> str:
     """Why a model's template cannot be used; '' where it can."""
     from streamsink.template import ChatTemplate
 
     try:
-        tried = ChatTemplate(template, {"bos_token": "", "eos_token": ""})
+        tried = ChatTemplate(found.traits.chat_template, found.special_texts)
         tried.opening("", "Hello")
         tried.next_turn("Hello")
     except StreamsinkError as error:

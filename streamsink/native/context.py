@@ -8,6 +8,7 @@ import weakref
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain
+from pathlib import Path
 from typing import Literal
 
 import llama_cpp
@@ -152,8 +153,7 @@ class NativeContext:
             swa_full,
             settings.rope_scaling,
             settings.rope_scale,
-            # A file's name need not be text, and a session's header is.
-            os.fsencode(self._weights.path.absolute()).decode("utf-8", "replace"),
+            _told(self._weights.path.absolute()),
         )
 
     @property
@@ -494,6 +494,12 @@ class _Batch:
     def set_sequences(self, at: int, members: Sequence[int]) -> None:
         self._n_members[at] = len(members)
         self._members[at][: len(members)] = members
+
+
+def _told(path: Path) -> str:
+    """A file's name as a session can hold it, U+FFFD for what is no text in it and for controls."""
+    name = os.fsencode(path).decode("utf-8", "replace")
+    return "".join(letter if letter.isprintable() else "\ufffd" for letter in name)
 
 
 def _check_shift(said: Said) -> None:

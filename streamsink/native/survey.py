@@ -66,7 +66,9 @@ def answer(request: Answer) -> Answer:
     header = reading.result()
     names = header.tensor_names()
     weight_bytes = sum(part.stat().st_size for part in header.parts())
-    traits = read_traits(model, NativeVocabulary(model), header, names, said.lines)
+    vocabulary = NativeVocabulary(model)
+    traits = read_traits(model, vocabulary, header, names, said.lines)
+    special_texts = vocabulary.special_texts
     shifts, needs = not simulates, []
     if simulates and traits.decoder and not traits.encoder:
         usual = CacheSettings(**request["settings"])
@@ -84,6 +86,7 @@ def answer(request: Answer) -> Answer:
     return {
         "weight_bytes": weight_bytes,
         "traits": asdict(traits),
+        "special_texts": special_texts,
         "shifts": shifts,
         "measured": asdict(remembered(header)),
         "needs": needs,

@@ -73,6 +73,15 @@ class NativeVocabulary:
         )
         return {name: token for name, token in found.items() if 0 <= token < self.n_tokens}
 
+    @property
+    def special_texts(self) -> dict[str, str]:
+        """See `Model.special_texts`."""
+        texts = {
+            name: self.piece(token, special=True).decode("utf-8", "replace")
+            for name, token in self.named_tokens.items()
+        }
+        return {"bos_token": "", "eos_token": "", **texts}
+
     def tokenize(self, text: str, *, special: bool = False) -> list[int]:
         """Tokens of ``text``, no BOS added; ``special`` reads ``<|...|>`` as control tokens."""
         # A lone surrogate has no UTF-8, and llama.cpp's tokenizers are not made for anything else.
