@@ -19,6 +19,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import IO, Any, TypeAlias
@@ -137,31 +138,34 @@ class _Process:
     """A process that runs, until it owes an answer that does not come."""
 
     def __init__(self, module: str, *, n_bytes: int | None, gpu: bool) -> None:
-        self._said: IO[str] = tempfile.TemporaryFile(  # noqa: SIM115 - closed by _end
-            "w+", encoding="utf-8", errors="replace"
-        )
-        try:
-            self._popen = subprocess.Popen(
-                [sys.executable, "-c", BEGIN, ROOT, module, str(n_bytes or 0)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=self._said,
-                env={**os.environ, **QUIET, **({} if gpu else NO_GPU)},
-                start_new_session=True,  # Ctrl-C in a terminal is meant for the parent
-            )
-        except OSError as error:
-            self._said.close()
-            raise Died(f"no process can be started: {error}") from None
-        self._requests: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        self._answers: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-        self._free = weakref.finalize(
-            self, _end, os.getpid(), self._popen, self._said, self._requests
-        )
-        # Written and read by a thread of its own: neither a child that does not read nor a signal
-        # in the midst of a line holds up or tears what is said.
-        threading.Thread(
-            target=_converse, args=(self._popen, self._requests, self._answers), daemon=True
-        ).start()
+        with ExitStack() as undo:
+            try:
+                self._said: IO[str] = tempfile.TemporaryFile(  # noqa: SIM115 - closed by _end
+                    "w+", encoding="utf-8", errors="replace"
+                )
+                undo.callback(self._said.close)
+                self._popen = subprocess.Popen(
+                    [sys.executable, "-c", BEGIN, ROOT, module, str(n_bytes or 0)],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=self._said,
+                    env={**os.environ, **QUIET, **({} if gpu else NO_GPU)},
+                    start_new_session=True,  # Ctrl-C in a terminal is meant for the parent
+                )
+                self._requests: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+                self._answers: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+                self._free = weakref.finalize(
+                    self, _end, os.getpid(), self._popen, self._said, self._requests
+                )
+                undo.callback(self._free)
+                # Written and read by a thread of its own: neither a child that does not read nor a
+                # signal in the midst of a line holds up or tears what is said.
+                threading.Thread(
+                    target=_converse, args=(self._popen, self._requests, self._answers), daemon=True
+                ).start()
+            except (OSError, RuntimeError) as error:  # no file, no process or no thread
+                raise Died(f"no process can be started: {error}") from None
+            undo.pop_all()
 
     @property
     def lives(self) -> bool:
