@@ -11,6 +11,7 @@ import json
 import os
 import queue
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import IO, Any, TypeAlias
@@ -83,7 +85,7 @@ class Child(Closing):
 
     def __init__(self, module: str, *, n_bytes: int | None = None, gpu: bool = False) -> None:
         self._begin = partial(_Process, module, n_bytes=n_bytes, gpu=gpu)
-        self._closed = threading.Event()
+        self._closed = False
         self._process: _Process | None = None
         self._forget()
         self._process = self._begin()
@@ -101,7 +103,7 @@ class Child(Closing):
         if self._pid != os.getpid():  # a fork shares the pipes, and perhaps a lock that is held
             self._forget()
         with self._lock:
-            if self._closed.is_set():
+            if self._is_closed():
                 raise Died("it was closed")
             # Out of reach while it owes an answer: an interruption at any moment leaves it there.
             process, self._process = self._process, None
@@ -113,12 +115,16 @@ class Child(Closing):
                 process.end()
                 raise
             self._process = process
-            if self._closed.is_set():
+            if self._is_closed():
                 self.close()
         if "error" in answer:
             kind, text = answer["error"]
             raise getattr(errors, kind, StreamsinkError)(text)
         return answer
+
+    def _is_closed(self) -> bool:
+        """Whether `close` was called, by whichever thread."""
+        return self._closed
 
     def _forget(self) -> None:
         self._pid = os.getpid()
@@ -127,7 +133,7 @@ class Child(Closing):
 
     def close(self) -> None:
         """End the process. Twice is fine."""
-        self._closed.set()
+        self._closed = True
         process, self._process = self._process, None
         if process is not None:
             process.end()
@@ -137,36 +143,45 @@ class _Process:
     """A process that runs, until it owes an answer that does not come."""
 
     def __init__(self, module: str, *, n_bytes: int | None, gpu: bool) -> None:
-        self._said: IO[str] = tempfile.TemporaryFile(  # noqa: SIM115 - closed by _end
-            "w+", encoding="utf-8", errors="replace"
-        )
-        try:
-            self._popen = subprocess.Popen(
-                [sys.executable, "-c", BEGIN, ROOT, module, str(n_bytes or 0)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=self._said,
-                env={**os.environ, **QUIET, **({} if gpu else NO_GPU)},
-                start_new_session=True,  # Ctrl-C in a terminal is meant for the parent
-            )
-        except OSError as error:
-            self._said.close()
-            raise Died(f"no process can be started: {error}") from None
-        self._requests: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        self._answers: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-        self._free = weakref.finalize(
-            self, _end, os.getpid(), self._popen, self._said, self._requests
-        )
-        # Written and read by a thread of its own: neither a child that does not read nor a signal
-        # in the midst of a line holds up or tears what is said.
-        threading.Thread(
-            target=_converse, args=(self._popen, self._requests, self._answers), daemon=True
-        ).start()
+        with ExitStack() as undo:
+            try:
+                self._said: IO[str] = tempfile.TemporaryFile(  # noqa: SIM115 - closed by _end
+                    "w+", encoding="utf-8", errors="replace"
+                )
+                undo.callback(self._said.close)
+                self._popen = subprocess.Popen(
+                    [sys.executable, "-c", BEGIN, ROOT, module, str(n_bytes or 0)],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=self._said,
+                    env={**os.environ, **QUIET, **({} if gpu else NO_GPU)},
+                    start_new_session=True,  # Ctrl-C in a terminal is meant for the parent
+                )
+                self._requests: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+                self._answers: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+                self._free = weakref.finalize(
+                    self, _end, os.getpid(), self._popen, self._said, self._requests
+                )
+                undo.callback(self._free)
+                # Written and read by a thread of its own: neither a child that does not read nor a
+                # signal in the midst of a line holds up or tears what is said.
+                threading.Thread(
+                    target=_converse, args=(self._popen, self._requests, self._answers), daemon=True
+                ).start()
+            except (OSError, RuntimeError) as error:  # no file, no process or no thread
+                raise Died(f"no process can be started: {error}") from None
+            undo.pop_all()
 
     @property
     def lives(self) -> bool:
-        """Whether it has not ended yet."""
-        return self._popen.poll() is None
+        """Whether it is there and owes nothing: its pipe is neither closed nor has it a word.
+
+        `Popen.poll` takes a lock that an interruption would leave taken.
+        """
+        assert self._popen.stdout is not None
+        pipe = select.poll()
+        pipe.register(self._popen.stdout, select.POLLIN)
+        return not pipe.poll(0)
 
     def ask(self, request: Answer, *, seconds: float) -> Answer:
         """Let it answer, or raise `Died`."""
@@ -287,8 +302,12 @@ def _end(
     requests: queue.SimpleQueue[bytes | None],
 ) -> None:
     requests.put(None)
-    if pid == os.getpid():  # a fork has a copy of the object, and no such child
-        popen.kill()
-        popen.wait()
+    # A fork has a copy of the object, and no such child. Not by `Popen.kill` and `Popen.wait`: they
+    # take a lock that an interruption would leave taken.
+    if pid == os.getpid() and popen.returncode is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(popen.pid, signal.SIGKILL)
+        with contextlib.suppress(ChildProcessError):
+            popen.returncode = os.waitstatus_to_exitcode(os.waitpid(popen.pid, 0)[1])
     with contextlib.suppress(OSError):
         said.close()
