@@ -78,7 +78,7 @@ def test_an_export_knows_the_same(tmp_path: Path) -> None:
 
 
 def test_a_question_whose_beginning_is_gone_is_not_pinned() -> None:
-    chat, backend = open_chat(SinkPolicy(4), n_ctx=90)
+    chat, backend = open_chat(SinkPolicy(4, 30), n_ctx=80)
     answer(
         chat, backend, "A question that is rather long, and will be cut?", "It was, by then, so."
     )
