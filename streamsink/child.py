@@ -19,8 +19,8 @@ import tempfile
 import threading
 import time
 import weakref
+from _thread import start_new_thread
 from collections.abc import Callable
-from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import IO, Any, TypeAlias
@@ -84,7 +84,7 @@ class Child(Closing):
     """
 
     def __init__(self, module: str, *, n_bytes: int | None = None, gpu: bool = False) -> None:
-        self._begin = partial(_Process, module, n_bytes=n_bytes, gpu=gpu)
+        self._begin = partial(_Process.begun, module, n_bytes=n_bytes, gpu=gpu)
         self._closed = False
         self._process: _Process | None = None
         self._forget()
@@ -143,34 +143,50 @@ class _Process:
     """A process that runs, until it owes an answer that does not come."""
 
     def __init__(self, module: str, *, n_bytes: int | None, gpu: bool) -> None:
-        with ExitStack() as undo:
+        self._said: IO[str] = tempfile.TemporaryFile(  # noqa: SIM115 - closed by _end
+            "w+", encoding="utf-8", errors="replace"
+        )
+        self._popen = subprocess.Popen(
+            [sys.executable, "-c", BEGIN, ROOT, module, str(n_bytes or 0)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._said,
+            env={**os.environ, **QUIET, **({} if gpu else NO_GPU)},
+            start_new_session=True,  # Ctrl-C in a terminal is meant for the parent
+        )
+        self._requests: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._answers: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        self._free = weakref.finalize(
+            self, _end, os.getpid(), self._popen, self._said, self._requests
+        )
+        # Written and read by a thread of its own: neither a child that does not read nor a signal
+        # in the midst of a line holds up or tears what is said.
+        start_new_thread(_converse, (self._popen, self._requests, self._answers))
+
+    @classmethod
+    def begun(cls, module: str, *, n_bytes: int | None, gpu: bool) -> _Process:
+        """Begin one, or raise `Died`.
+
+        In a thread, where no signal is raised: amid it the process's number would be lost. One that
+        nobody waits for any more is ended like any other that is dropped. Nor is it a
+        `threading.Thread`, which holds locks while it starts.
+        """
+        done: queue.SimpleQueue[_Process | Exception] = queue.SimpleQueue()
+
+        def begin() -> None:
             try:
-                self._said: IO[str] = tempfile.TemporaryFile(  # noqa: SIM115 - closed by _end
-                    "w+", encoding="utf-8", errors="replace"
-                )
-                undo.callback(self._said.close)
-                self._popen = subprocess.Popen(
-                    [sys.executable, "-c", BEGIN, ROOT, module, str(n_bytes or 0)],
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    stderr=self._said,
-                    env={**os.environ, **QUIET, **({} if gpu else NO_GPU)},
-                    start_new_session=True,  # Ctrl-C in a terminal is meant for the parent
-                )
-                self._requests: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-                self._answers: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-                self._free = weakref.finalize(
-                    self, _end, os.getpid(), self._popen, self._said, self._requests
-                )
-                undo.callback(self._free)
-                # Written and read by a thread of its own: neither a child that does not read nor a
-                # signal in the midst of a line holds up or tears what is said.
-                threading.Thread(
-                    target=_converse, args=(self._popen, self._requests, self._answers), daemon=True
-                ).start()
-            except (OSError, RuntimeError) as error:  # no file, no process or no thread
-                raise Died(f"no process can be started: {error}") from None
-            undo.pop_all()
+                done.put(cls(module, n_bytes=n_bytes, gpu=gpu))
+            except Exception as error:  # no file, no process, no thread
+                done.put(error)
+
+        try:
+            start_new_thread(begin, ())
+            found = done.get()
+        except RuntimeError as error:
+            found = error
+        if isinstance(found, Exception):
+            raise Died(f"no process can be started: {found}")
+        return found
 
     @property
     def lives(self) -> bool:

@@ -6,7 +6,6 @@ import random
 import signal
 import subprocess
 import sys
-import threading
 import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -100,7 +99,7 @@ def test_without_an_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
         ask(HERE, {"do": "leave"}, seconds=30)
 
 
-@pytest.mark.parametrize("what", ["tempfile.TemporaryFile", "threading.Thread.start"])
+@pytest.mark.parametrize("what", ["tempfile.TemporaryFile", "streamsink.child.start_new_thread"])
 def test_without_files_or_threads(monkeypatch: pytest.MonkeyPatch, what: str) -> None:
     def fail(*_: object, **__: object) -> None:
         raise OSError("too many open files") if "file" in what else RuntimeError("no new thread")
@@ -222,7 +221,7 @@ def test_a_fork_begins_a_process_of_its_own_and_leaves_ours_alone() -> None:
 def test_neither_files_nor_threads_nor_processes_pile_up() -> None:
     def n_open() -> tuple[int, int, set[int]]:
         gc.collect()
-        return len(os.listdir("/proc/self/fd")), threading.active_count(), processes()
+        return len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task")), processes()
 
     def use(at: int) -> None:
         child = Child(ECHO)
