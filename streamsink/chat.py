@@ -89,8 +89,7 @@ class Chat:
     def _begin_turn(self) -> int:
         """End the last answer, and take the template's words before the user's, once."""
         if self._begun is None:
-            before, _ = self._turn_parts("")
-            tokens = self._tokens(before)
+            tokens = self._tokens(self._after_answer(self._template.before_turn()))
             closing = self._tokens(self._after_answer(self._template.closing))
             n = len(closing) if tokens[: len(closing)] == closing else 0
             self.stream.feed(tokens[:n])
@@ -267,7 +266,7 @@ class Chat:
         if self.stream.stats.index == 0:
             self._system = system
             return 0
-        block, _ = self._opening(system, "")
+        block, _ = self._opening(system, "Hi")
         before = self.stream.policy, self.stream.stats.pinned
         self._pin(self._n_visible_of_block())
         try:
