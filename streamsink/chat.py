@@ -141,14 +141,14 @@ class Chat:
         """What the template writes around a question; the stream is not touched."""
         if not talk.turns:
             return Words(*self._template.opening(talk.system, text))
-        n_turns = sum(turn.role == "user" for turn in talk.turns)
+        n_turns = _n_questions(talk)
         before, after = self._template.next_turn(text, system=talk.system, n_turns=n_turns)
-        if talk.begun is not None:
-            return Words([], after)
         return Words(before, after, self._past(talk))
 
     def _past(self, talk: Talk) -> Past | None:
-        return None if talk.ended is not None else past(talk, self._template, self.stream)
+        if talk.ended is not None or talk.begun is not None:
+            return None
+        return past(talk, self._template, self.stream)
 
     def _take(self, talk: Talk, words: Words) -> Talk:
         """Feed a question, or the beginning of one; the conversation with ``begun``."""
@@ -265,7 +265,10 @@ class Chat:
         who = "I said" if turn.role == "user" else "you said"
         quoted = "".join(f"> {line}\n" for line in turn.text.strip().splitlines())
         quote = f"Earlier {who}:\n{quoted}\n"
-        words = self._words(talk, "")._replace(after=[(quote, False)])
+        before: list[Part] = []
+        if talk.begun is None:
+            before = self._template.before_turn(system=talk.system, n_turns=_n_questions(talk))
+        words = Words(before, [(quote, False)], self._past(talk))
         with self.stream.transaction():
             talk = self._take(talk, words)
             talk = replace(talk, quoted=talk.quoted + quote, opened=None)
@@ -290,7 +293,7 @@ class Chat:
             raise UsageError("nothing was said that could be pinned")
         if all(self.memory(turn) == "pinned" for turn in talk.turns[-2:]):
             raise UsageError("the last exchange is pinned already")
-        past = None if talk.begun is not None else self._past(talk)
+        past = self._past(talk)
         with self.stream.transaction():
             talk = self._end(talk, past)
             done = self.stream.pin(talk.turns[-2].start, talk.turns[-1].stop)
@@ -405,6 +408,10 @@ class Words(NamedTuple):
     before: list[Part]
     after: list[Part]
     past: Past | None = None
+
+
+def _n_questions(talk: Talk) -> int:
+    return sum(turn.role == "user" for turn in talk.turns)
 
 
 def _ended_at(talk: Talk, index: int) -> Talk:

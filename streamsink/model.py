@@ -6,6 +6,7 @@ import os
 import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -248,7 +249,11 @@ class Model(Closing):
 
     def close(self) -> None:
         """Close all streams, and free the weights. Twice is fine."""
-        # A context that outlives its model takes the process with it.
-        for stream in list(self._streams):
-            stream.close()
+        # A context that outlives its model takes the process with it; and another thread may open
+        # or fork one meanwhile.
+        while self._streams:
+            with suppress(RuntimeError):
+                for stream in list(self._streams):
+                    stream.close()
+                    self._streams.discard(stream)
         self._weights.close()

@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from streamsink import session
+from streamsink import checked, session
 from streamsink.backend import Backend, Logits, Sampler
 from streamsink.cache import REBASE_AT, Cache
 from streamsink.closing import Closing
@@ -26,7 +26,7 @@ from streamsink.errors import CacheError, ClosedError, SessionError, UsageError
 from streamsink.interrupt import Door, Exclusive
 from streamsink.ledger import Evicted
 from streamsink.pinned import Pinned, PinnedSpan, check_window, pinned_ranges
-from streamsink.policy import SinkPolicy
+from streamsink.policy import LARGEST, SinkPolicy
 from streamsink.records import Event, Finish, Repinned, Restored, Stats, Step, Visible
 from streamsink.sampling import Sampling
 from streamsink.scoring import nll
@@ -36,6 +36,7 @@ from streamsink.undo import Undo
 
 Input: TypeAlias = str | Sequence[int]
 
+MOST_TOKENS = 2**62
 LONGEST_CHARACTER = 4
 """Bytes, and so tokens, that a character of UTF-8 can have."""
 
@@ -183,6 +184,7 @@ class Stream(Closing):
 
     def pin_system(self, n_tokens: int) -> None:
         """Say how many tokens the system block has: what ``n_keep="system"`` pins."""
+        n_tokens = checked.whole("keep", n_tokens, 0, LARGEST, "a number of tokens")
         with self._alone:
             pinned = replace(self._pinned, n_system=n_tokens)
             if self._policy.n_keep == "system" and not pinned.spans:
@@ -291,6 +293,7 @@ class Stream(Closing):
         DecodeError, CacheError
             As for `repin`.
         """
+        start, stop = _whole(start), _whole(stop)
         with self._alone:
             ledger, pinned = self._cache.ledger, self._pinned
             if stop > ledger.next_index > start - len(self._pending):
@@ -445,6 +448,7 @@ class Stream(Closing):
         CacheError
             The model cannot take tokens back: a recurrent state holds them.
         """
+        index = _whole(index)
         with self._alone:
             ledger = self._cache.ledger
             n_tokens = ledger.next_index + len(self._pending)
@@ -528,8 +532,9 @@ class Stream(Closing):
             llama.cpp failed; the stream holds all tokens yielded and goes on.
         """
         sampling = sampling or Sampling()
-        if max_tokens is not None and max_tokens < 0:
-            raise UsageError(f"--max-tokens {max_tokens} is not possible: 0 or more")
+        if max_tokens is not None:
+            max_tokens = checked.whole("max-tokens", max_tokens, 0, MOST_TOKENS)
+        checked.truth("ignore-eos", ignore_eos)
         if ignore_eos and sampling.grammar:
             raise UsageError("a grammar ends where the text ends: drop ignore_eos or the grammar")
         asked = _Asked(max_tokens, sampling, ignore_eos, frozenset(ends), frozenset(shows), record)
@@ -1030,6 +1035,14 @@ class Stream(Closing):
         if self._sampler:
             self._sampler.close()
             self._sampler = None
+
+
+def _whole(index: object) -> int:
+    """A place in the stream."""
+    try:
+        return operator.index(index)  # type: ignore[arg-type]
+    except TypeError:
+        raise UsageError(f"{index!r} is no place in a stream: those are whole numbers") from None
 
 
 def _drained(news: deque[Event]) -> Iterator[Event]:

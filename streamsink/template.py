@@ -148,6 +148,10 @@ class ChatTemplate:
             parts(text[span.start :], [span.moved(-span.start)]),
         )
 
+    def before_turn(self, *, system: str = "", n_turns: int = 1) -> list[Part]:
+        """The first half of `next_turn`, whatever the user says."""
+        return self.next_turn(next(stand_ins([system])), system=system, n_turns=n_turns)[0]
+
     def _going_on(
         self, render: Render, system: str, messages: list[Message], answer: str
     ) -> tuple[str, list[Message]]:

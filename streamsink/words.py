@@ -148,7 +148,7 @@ def _copied(words: str, around: str, otherwise: str) -> bool:
 
 def _instead(text: str, marked: str, mask: str, words: str) -> Span | None:
     """The span of words in a text, by another that has others of the same lengths instead."""
-    for trim in (str, str.strip):
+    for trim in (str, str.strip) if mask.strip() else ():
         before, found, after = marked.partition(trim(mask))
         if found and trim(mask) not in after and f"{before}{trim(words)}{after}" == text:
             return Span(len(before), len(before) + len(found))

@@ -118,6 +118,24 @@ def test_words_that_would_be_lost_are_refused(user: str, why: str) -> None:
         assert "Hi" in joined(*template.opening("", "Hi"))  # nothing of this is lost
 
 
+def test_a_template_that_leaves_out_who_says_nothing() -> None:
+    """What is before a turn does not depend on what is said in it."""
+    source = turns("{{ {c} }}", system=PLAIN).replace(
+        "<u>{{ message['content'] }}</u>\n",
+        "{% if message['content'] %}<u>{{ message['content'] }}</u>\n{% endif %}",
+    )
+    template = ChatTemplate(source, SPECIAL)
+    assert joined(template.before_turn()) == "</a>\n<u>"
+    assert joined(template.system_block("Be.")) == "<s>Be.</s>\n"
+    for words in ("", " ", "\n"):
+        try:
+            said_so = joined(*template.opening("", words))
+        except UsageError as error:
+            assert "--chat-template" in str(error)  # noqa: PT017 - either is right
+        else:
+            assert said_so == plainly(source, [said("user", words)])
+
+
 # -- the system prompt --------------------------------------------------------------------------
 
 NO_SYSTEM = {

@@ -222,6 +222,8 @@ class Conversation:
         terminal.out("\n")
         if finish == "length":
             write(f"(cut at --max-tokens {self._max_tokens}: say something to go on)\n")
+        elif finish == "grammar":
+            write("(the grammar lets nothing follow)\n")
         elif is_empty:
             write("(the model had nothing to say)\n")
         self._tell_cuts(write)

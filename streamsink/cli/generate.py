@@ -66,9 +66,13 @@ def generate(
         for piece in pieces:
             stream.feed(piece)
         limit = None if max_tokens == -1 else max_tokens
+        finish = None
         for step in stream.generate(limit, stops, sampling, ignore_eos=ignore_eos):
+            finish = step.finish
             terminal.out(step.text)
         terminal.out("\n")
+        if finish == "grammar":
+            terminal.note("the grammar lets nothing follow")
 
 
 def _first_prompt(pieces: Iterator[str], stream: Stream) -> str:
