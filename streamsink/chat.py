@@ -358,7 +358,7 @@ class Chat:
             As for `Stream.restore`. Whatever is raised, nothing has changed.
         """
         talk = saved.talk or self._anew()
-        template = self._template.other(talk.template, talk.thinking)
+        template = self._template.other(talk.template).told(talk.thinking)
         with self.stream.transaction():
             restored = self.stream.restore(saved.stream, saved.kind, cells, logits=logits)
             self._go_on(talk, template)
@@ -386,7 +386,7 @@ class Chat:
         ModelError
             Its template cannot be read; nothing has changed.
         """
-        self._go_on(talk, self._template.other(talk.template, talk.thinking))
+        self._go_on(talk, self._template.other(talk.template).told(talk.thinking))
 
     def _go_on(self, talk: Talk, template: ChatTemplate) -> None:
         self._talk, self._answer, self._template = talk, None, template

@@ -59,11 +59,17 @@ class ChatTemplate:
         self._special = special
         self._renderer = Renderer(self.source, special)
 
-    def other(self, source: str, thinking: bool | None = None) -> ChatTemplate:
+    def other(self, source: str) -> ChatTemplate:
         """Another template for the same model."""
-        if (source, thinking) == (self.source, self.thinking):
+        if source == self.source:
             return self
-        return ChatTemplate(source, self._special, thinking=thinking)
+        return ChatTemplate(source, self._special, thinking=self.thinking)
+
+    def told(self, thinking: bool | None) -> ChatTemplate:
+        """The same template, told to think or not."""
+        if thinking == self.thinking:
+            return self
+        return ChatTemplate(self.source, self._special, thinking=thinking)
 
     # -- turns ----------------------------------------------------------------------------------
 
