@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -43,7 +42,6 @@ class Renderer:
     def __init__(self, source: str, special: Mapping[str, str]) -> None:
         self._source = source
         self._special = dict(special)
-        self._lock = threading.Lock()
         self._child = None if is_name(source) else _start()
         if self._child:
             self._ask(None, opens=False, now=None, thinking=None)
@@ -141,16 +139,12 @@ class Renderer:
             "now": time.time() if now is None else now,
             "variables": {**self._special, **_switches(thinking)},
         }
-        child = self._child
-        assert child
+        assert self._child
         try:
-            return str(child.ask(request, seconds=SECONDS)["text"])
+            return str(self._child.ask(request, seconds=SECONDS)["text"])
         except ModelError as error:
             raise Refusal(str(error)) from None
         except Died as death:
-            with self._lock:  # of several threads whose child died, one begins another
-                if self._child is child:
-                    self._child = _start()
             raise ModelError(f"the model's chat template failed: {death}") from None
 
 
