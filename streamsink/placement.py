@@ -91,8 +91,8 @@ def _placement(
         return "reanchor", "no key is ever rotated, and the sink is cheap to evaluate again"
     return "rotate", (
         f"evaluating a sink of {n_keep} again would take {again:.0%} of the time of decoding, "
-        f"and shifting {shift:.0%}, with the slack that a trained context of {able.n_ctx_train} "
-        "leaves"
+        f"and shifting {shift:.0%}, with the slack that a window of {n_ctx} and a trained context "
+        f"of {able.n_ctx_train} leave"
     )
 
 

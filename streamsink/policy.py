@@ -183,6 +183,13 @@ and at a full trained context of 8,192 a slack of 319 changes nothing that could
 one of 1,024 (docs/README.md, drift)."""
 
 
+NEAR = 5 * CYCLE
+"""Positions that what is pinned may trail in any case: a sink of four tokens is then moved for one
+percent of the time. Beyond that, and beyond a window, what is pinned is hard to read: in a chat of
+the default model, n_ctx 320, a slack of 319 leaves a pinned fact foreseen, and one of 1,279 hardly
+(``scripts/pinned``; docs/README.md, slack)."""
+
+
 def move_cost(placement: Placement, n_keep: int) -> float:
     """What bringing sink and window together takes, in decodes of one token.
 
@@ -197,7 +204,8 @@ def default_slack(cost: float, n_ctx: int, n_ctx_train: int) -> int:
 
     Spread over a hundred times as many tokens as it costs, a move takes one percent of the time.
     Sink and query must stay within the trained context and a little beyond: ``n_ctx + slack`` does.
+    And what is pinned must stay near enough to be read.
     """
     cycle = math.ceil(cost / SHARE / CYCLE) * CYCLE
     longest = int(n_ctx_train * (1 + OVERSHOOT))
-    return max(0, min(cycle, longest - n_ctx + 1) - 1)
+    return max(0, min(cycle, longest - n_ctx + 1, max(n_ctx, NEAR)) - 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from streamsink.chat import Chat
@@ -53,14 +54,19 @@ def test_what_was_pinned_is_known_at_the_end(n_discard: Discard, default_model: 
         assert chat.memory(chat.turns[4]) == "pinned"
         assert chat.memory(chat.turns[0]) == "forgotten"
         assert stream.stats.evicted > 10 * N_CTX
-        known = surprise(chat, template)
+        # At several turns: it depends on how far what is pinned trails the window just then.
+        known = [surprise(chat, template)]
+        for turn in range(5):
+            said(chat, f"Tell me something about the number {turn}.")
+            known.append(surprise(chat, template))
         print(said(chat, QUESTION))
-        assert len(chat.turns) == 400
+        assert len(chat.turns) == 410
         chat.unpin()
         for turn in range(10):
             said(chat, f"Tell me something about the number {turn}.")
         assert chat.memory(chat.turns[4]) == "forgotten"
         assert NAME not in stream.text(stream.visible_tokens())
         unknown = surprise(chat, template)
-        print(f"{NAME}: {known:.2f} nat while it is pinned, {unknown:.2f} once it is forgotten")
-        assert known < 2 < 6 < unknown
+        print(f"{NAME}: {known} nat while it is pinned, {unknown:.2f} once it is forgotten")
+        assert np.median(known) < 2 < 6 < unknown
+        assert max(known) < 4
