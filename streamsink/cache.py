@@ -150,8 +150,10 @@ class Cache:
             raise
         except DecodeError as error:
             # llama.cpp refuses positions that do not follow the cells that are there.
-            if error.code == REFUSED and self.backend.end(MAIN) != self.ledger.last_end:
-                self.ledger.missing = Missing.ALL
+            ledger = self.ledger
+            torn = error.code == REFUSED and ledger.missing is Missing.NOTHING
+            if torn and self.backend.end(MAIN) != ledger.last_end:
+                ledger.missing = Missing.ALL
             raise
 
     def _advance(self, tokens: Sequence[int], scores: NDArray[np.float64] | None) -> None:
@@ -294,23 +296,23 @@ class Cache:
         DecodeError, CacheError
             What is missing could not be brought back.
         """
-        if not self.ledger.n_live:
-            raise UsageError("a failed decode left the window empty: feed before going on")
         if self.ledger.missing is Missing.ALL:
             self.settle()
         if self.logits_ready:
             return []
+        if not self.ledger.n_live:
+            raise UsageError("a failed decode left the window empty: feed before going on")
         if self.ledger.n_newest and self.backend.capabilities.takes_back:
             return self.take_back()
-        # The newest token cannot be decoded again by itself: it is of the head, or in a recurrent
-        # state.
+        # The newest token is of the head, or in a recurrent state: all is read anew.
         self.ledger.missing = Missing.ALL
         self.settle()
         return []
 
     def lasting_logits(self) -> Logits | None:
         """The newest token's logits, where they could not be computed again; a copy."""
-        if not self.logits_ready or self.backend.capabilities.takes_back:
+        again = self.backend.capabilities.takes_back and self.ledger.n_newest > 0
+        if again or not self.logits_ready:
             return None
         row: Logits = self.backend.logits()[-1].copy()
         return row

@@ -937,7 +937,8 @@ class Stream(Closing):
 
     @property
     def _is_empty(self) -> bool:
-        return not self._cache.ledger.next_index and not self._pending
+        ledger = self._cache.ledger
+        return not (ledger.next_index or ledger.n_live or self._pending)
 
     def _advance(self, tokens: Sequence[int]) -> None:
         """Decode the pending tokens and these; what a failure leaves undone stays pending."""

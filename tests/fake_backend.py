@@ -108,6 +108,7 @@ class FakeBackend:
         self.n_decodes = 0
         self.cells: list[Cell] = []
         self._rows: list[int] = []
+        self._put: Logits | None = None
         self._closed = False
 
     # -- decoding -------------------------------------------------------------------------------
@@ -142,7 +143,7 @@ class FakeBackend:
         self._check_coupled(sets)
         if len(self.cells) + len(tokens) > self.n_cells:
             raise DecodeError("no free cells", 1)
-        self._rows = []
+        self._rows, self._put = [], None
         self.n_decodes += 1
         if self.n_decodes - 1 in self.fail_at:
             raise DecodeError("injected", -3)
@@ -203,10 +204,13 @@ class FakeBackend:
         return True
 
     def put_logits(self, row: Logits) -> None:
-        raise Abort("not modelled: a recurrent state")
+        self._alive()
+        self._put = row
 
     def logits(self) -> Logits:
         self._alive()
+        if self._put is not None:
+            return self._put[None]
         return np.stack([logits_of(value) for value in self._rows])
 
     def check_sampling(self, sampling: Sampling) -> None:

@@ -24,3 +24,8 @@ def said(path: Path) -> list[str]:
 
 def keeping(chat: Chat, name: str | None = None) -> Keeping:
     return Keeping(chat, Sampling(), shelf.take(shelf.locate(name)) if name else None)
+
+
+def without_cuts(told: str) -> list[str]:
+    """Lines of stderr but for those that tell of answers cut at ``--max-tokens``."""
+    return [line for line in told.splitlines() if not line.startswith("(cut at --max-tokens")]

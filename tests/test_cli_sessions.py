@@ -14,6 +14,7 @@ from pathlib import Path
 
 from streamsink import session
 from tests.conftest import Run
+from tests.talks import without_cuts
 from tests.test_cli import STREAMSINK, Terminal
 from tests.tiny_gguf import TinyModel
 
@@ -92,7 +93,7 @@ def test_a_session_with_a_broken_template_is_not_loaded(
     done = run("chat", str(tiny_path), *CHAT, "--session", "b", given=given)
     assert done.returncode == 1
     assert "chat template cannot be read" in done.stderr
-    assert len(done.stderr.splitlines()) == 1
+    assert len(without_cuts(done.stderr)) == 1
 
 
 def test_commands_of_a_session(run: Run, tiny_path: Path, tmp_path: Path) -> None:

@@ -68,5 +68,6 @@ def test_what_was_pinned_is_known_at_the_end(n_discard: Discard, default_model: 
         assert NAME not in stream.text(stream.visible_tokens())
         unknown = surprise(chat, template)
         print(f"{NAME}: {known} nat while it is pinned, {unknown:.2f} once it is forgotten")
-        assert np.median(known) < 2 < 6 < unknown
+        assert np.median(known) < 3
         assert max(known) < 4
+        assert unknown > np.median(known) + 6

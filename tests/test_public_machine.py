@@ -174,9 +174,10 @@ class PublicMachine(RuleBasedStateMachine):
         if not hasattr(self, "stream"):
             return
         self.stream.save(FILE)
-        saved = session.read(FILE)
+        with session.SessionFile(FILE) as file:
+            saved, cells, logits = file.session, file.cells(), file.logits()
         other = self.opened(SinkPolicy(0))
-        other.restore(saved.stream, saved.kind, session.read_cells(FILE))
+        other.restore(saved.stream, saved.kind, cells, logits=logits)
         self.same(other)
 
     def same(self, other: Stream) -> None:

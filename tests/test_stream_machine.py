@@ -66,6 +66,12 @@ class PlainStream:
 
     def take_again(self, policy: SinkPolicy) -> None:
         """Take the newest token in a second time, seeing what is left by now."""
+        if self.window >= len(self.live):  # it was written before what has left: all is read anew
+            for at, one in enumerate(self.live):
+                one.pos = at
+                one.value = value_of(one.token, [(at - o.pos, o.value) for o in self.live[:at]])
+            self.next_pos = len(self.live)
+            return
         self.bring_up(policy)
         if self.window < len(self.live):
             newest = self.live.pop()

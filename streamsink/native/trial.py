@@ -22,7 +22,8 @@ N_TOKENS = 12
 STEP = 5
 """Positions of one shift; `FAR` is a multiple of it."""
 N_CTX = 256
-SETTINGS = CacheSettings("f32", "f32", n_batch=32, n_lanes=1)
+SMALL = 2**27
+"""Bytes of weights with which one thread is done before another has begun."""
 
 
 def answer(request: Answer) -> Answer:
@@ -33,7 +34,9 @@ def answer(request: Answer) -> Answer:
         for token in vocabulary.tokenize(TEXT, special=special):
             vocabulary.piece(token, special=special)
     n_ctx = min(N_CTX, max(2 * N_TOKENS, weights.traits.n_ctx_train))
-    context = NativeContext(weights, n_ctx, SETTINGS, swa_full=True)
+    threads = 1 if weights.path.stat().st_size < SMALL else None
+    settings = CacheSettings("f32", "f32", n_batch=32, n_lanes=1, threads=threads)
+    context = NativeContext(weights, n_ctx, settings, swa_full=True)
     measured = Measured()
     if not context.capabilities.no_stream:
         measured = _measure(context, vocabulary.n_tokens, hybrid=weights.traits.hybrid)
