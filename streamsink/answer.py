@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import NamedTuple, Protocol
 
 from streamsink.records import Step
 from streamsink.snapshot import Talk, Turn
-from streamsink.template import ChatTemplate
+from streamsink.template import ChatTemplate, Part
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,18 +45,19 @@ class Past(NamedTuple):
     ----------
     start : int
         Where the stream has to go back to; its next index where all that it holds stays.
-    tokens : sequence of int
-        Of the answer's own tokens, those to be taken in again from there.
-    text : str
-        Text to be taken in after them.
+    parts : sequence of Part
+        Text to be taken in again from there.
     written : str
-        How much of the template's end of an answer the model has written itself.
+        How much of the template's end of an answer the model has written itself; not taken in again
+        with a whole exchange.
+    exchange : bool
+        Whether the parts are the whole exchange, with the words of the answer last.
     """
 
     start: int
-    tokens: Sequence[int] = ()
-    text: str = ""
+    parts: Sequence[Part] = ()
     written: str = ""
+    exchange: bool = False
 
 
 class Tokens(Protocol):
@@ -72,8 +74,9 @@ def past(talk: Talk, template: ChatTemplate, stream: Tokens) -> Past:
     """What becomes of the last answer, as the template writes it once it is past.
 
     The tokens that were drawn stay, though their text might be tokenized otherwise. What goes: an
-    end-of-text token where the template ends an answer with another; what belongs to a stop
-    string; thoughts, where the template drops them, and what it wrote before them.
+    end-of-text token where the template ends an answer with another, and what belongs to a stop
+    string. Where the template drops thoughts, or what it wrote before an answer, the exchange is
+    taken in again as it writes it.
     """
     turn, last = talk.turns[-1], talk.last
     if turn.role != "assistant":  # no answer was asked for
@@ -85,20 +88,43 @@ def past(talk: Talk, template: ChatTemplate, stream: Tokens) -> Past:
         ending = stream.text([last.token])
         if ending and template.closing_text.startswith(ending):
             written = ending
+    drops = finish == "eos" and not written
     if len(tokens) < turn.stop - turn.start:  # its beginning is forgotten
-        gone = finish == "eos" and not written
-        return Past(turn.stop - gone, written=written)
-    said: Sequence[int] = tokens[:-1] if finish == "eos" and not written else tokens
+        return Past(turn.stop - drops, written=written)
+    question = talk.turns[-2]
+    whole = len(stream.tokens_between(question.start, turn.start)) == turn.start - question.start
+    words = template.past(turn.text)
+    if whole and (template.answer_opening or words.strip() != turn.text.strip()):
+        return Past(question.start, _exchange(talk, template), written, exchange=True)
+    said: Sequence[int] = tokens[:-1] if drops else tokens
     rest = ""
     if finish == "stop":
         said, rest = _up_to(turn.text, tokens, stream)
-    start = turn.start if talk.opened is None else talk.opened
-    words = template.past(turn.text)
-    if words.strip() != turn.text.strip():
-        return Past(start, text=words)
-    if start < turn.start:
-        return Past(start, said, rest, written)
-    return Past(start + len(said), text=rest, written=written)
+    parts = [(rest, False)] if rest else []
+    return Past(turn.start + len(said), parts, written)
+
+
+def _exchange(talk: Talk, template: ChatTemplate) -> list[Part]:
+    """The last question and its answer as the template writes them once they are past."""
+    question, answer = talk.turns[-2:]
+    n_turns = sum(turn.role == "user" for turn in talk.turns) - 1
+    if n_turns:
+        before = template.before_turn(system=talk.system, n_turns=n_turns)
+        header = without(before, template.closing_text)
+    else:
+        _, rest = template.opening(talk.system, question.text)
+        header = list(takewhile(lambda part: part[1], rest))
+    return [*header, *template.settled(question.text, answer.text)]
+
+
+def without(parts: Sequence[Part], text: str) -> list[Part]:
+    """Parts without a text with which they begin."""
+    left: list[Part] = []
+    for here, special in parts:
+        n = len(here) if text.startswith(here) else len(text) if here.startswith(text) else 0
+        left += [(here[n:], special)] if here[n:] else []
+        text = text[n:]
+    return left
 
 
 def _up_to(text: str, tokens: Sequence[int], stream: Tokens) -> tuple[Sequence[int], str]:

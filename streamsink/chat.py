@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from streamsink.answer import Answer, Past, past
+from streamsink.answer import Answer, Past, past, without
 from streamsink.backend import Logits
 from streamsink.errors import CacheError, UsageError
 from streamsink.records import Restored, Step
@@ -158,7 +158,7 @@ class Chat:
             talk = self._begin(talk, words)
         else:
             self.stream.feed(self._tokens(words.after, goes_on=True))
-        return replace(talk, ended=None, opened=self._opened(words.after))
+        return replace(talk, ended=None)
 
     def _open(self, talk: Talk, words: Words) -> Talk:
         """Feed the first turn, which begins with the system block and the model's BOS."""
@@ -177,12 +177,13 @@ class Chat:
         """End the last answer, and feed the beginning of a question behind it."""
         stream, closing = self.stream, self._template.closing_text
         before = words.before
+        written = ""
         if words.past is not None:
-            before = _without(before, self._settle(words.past))
-            closing = closing.removeprefix(words.past.written)
+            talk, written = self._settle(talk, words.past)
+            before, closing = without(before, written), closing.removeprefix(written)
         else:
-            before, closing = _without(before, closing), ""
-        goes_on = words.past is None or not words.past.written
+            before, closing = without(before, closing), ""
+        goes_on = not written
         tokens = self._tokens([*before, *words.after], goes_on=goes_on)
         n = _n_alike(self._tokens([(closing, True)], goes_on=goes_on), tokens)
         stream.feed(tokens[:n])
@@ -195,35 +196,37 @@ class Chat:
         """End the last answer, and feed nothing behind it."""
         if past is None:
             return talk
-        written = self._settle(past)
+        talk, written = self._settle(talk, past)
         rest = self._template.closing_text.removeprefix(written)
         self.stream.feed(self._tokens([(rest, True)], goes_on=not written))
         index = self.stream.stats.index
         self.stream.begin_turn()
         return replace(_ended_at(talk, index), ended=index)
 
-    def _settle(self, past: Past) -> str:
-        """Have the stream hold of an answer what is to stay; what the model wrote of its end."""
+    def _settle(self, talk: Talk, past: Past) -> tuple[Talk, str]:
+        """Have the stream hold of an answer what is to stay.
+
+        Returns
+        -------
+        Talk
+            The conversation, with where the last turns stand now.
+        str
+            What the model wrote itself of the template's end of an answer.
+        """
         stream = self.stream
         if past.start < stream.stats.index:
             try:
                 stream.rewind(past.start)
             except (UsageError, CacheError):  # evicted since, or held by a recurrent state
-                return past.written
-        stream.feed(past.tokens)
-        if past.text:
-            stream.feed(self._tokens([(past.text, False)], goes_on=True))
-        return past.written
-
-    def _opened(self, after: list[Part]) -> int | None:
-        """Where the text stands that the template writes before an answer until it is past."""
-        extra = self._template.answer_opening
-        if not extra:
-            return None
-        *first, (last, special) = after
-        bare = self._tokens([*first, (last.removesuffix(extra), special)], goes_on=True)
-        n = len(self._tokens(after, goes_on=True)) - len(bare)
-        return self.stream.stats.index - n
+                return talk, past.written
+        tokens = self._tokens(past.parts, goes_on=True)
+        stream.feed(tokens)
+        if not past.exchange:
+            return talk, past.written
+        start = past.start + _n_alike(self._tokens(past.parts[:-1], goes_on=True), tokens)
+        *earlier, question, answer = talk.turns
+        turns = (*earlier, replace(question, stop=start), replace(answer, start=start))
+        return replace(talk, turns=turns), ""
 
     def _tokens(self, parts: Sequence[Part], *, goes_on: bool = False) -> list[int]:
         return self.stream.tokenize_parts(parts, after_text=goes_on)
@@ -271,7 +274,7 @@ class Chat:
         words = Words(before, [(quote, False)], self._past(talk))
         with self.stream.transaction():
             talk = self._take(talk, words)
-            talk = replace(talk, quoted=talk.quoted + quote, opened=None)
+            talk = replace(talk, quoted=talk.quoted + quote)
             self._talk, self._answer = talk, None
         return quote
 
@@ -418,16 +421,6 @@ def _ended_at(talk: Talk, index: int) -> Talk:
     """The conversation whose last turn ends at an index, the template's end of it included."""
     *earlier, last = talk.turns
     return replace(talk, turns=(*earlier, replace(last, stop=max(last.start, index))), last=None)
-
-
-def _without(parts: Sequence[Part], text: str) -> list[Part]:
-    """Parts without a text with which they begin."""
-    left: list[Part] = []
-    for here, special in parts:
-        n = len(here) if text.startswith(here) else len(text) if here.startswith(text) else 0
-        left += [(here[n:], special)] if here[n:] else []
-        text = text[n:]
-    return left
 
 
 def _n_alike(some: Sequence[int], others: Sequence[int]) -> int:

@@ -216,9 +216,6 @@ class Talk:
         Index at which the next question began, where quotes stand already.
     quoted : str
         These quotes.
-    opened : int or None
-        Index from which the stream holds what the template writes before the last answer and no
-        longer once it is past, such as the mark that opens a thought.
     last : Step or None
         The last token of the last answer.
     sampling : Sampling or None
@@ -234,7 +231,6 @@ class Talk:
     ended: int | None = None
     begun: int | None = None
     quoted: str = ""
-    opened: int | None = None
     last: Step | None = None
     sampling: Sampling | None = None
     thinking: bool | None = None

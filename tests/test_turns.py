@@ -249,6 +249,12 @@ def test_old_thoughts_leave_the_window() -> None:
     text = fed(chat)
     assert b"[user]2+2?</s>[assistant]It is 4.</s>[user]And 3?</s>[assistant]<think>" in text
     assert b"four" not in text
+    words = [
+        bytes(t % 256 for t in chat.stream.tokens_between(w.start, w.stop)) for w in chat.turns
+    ]
+    assert words[0].endswith(b"2+2?</s>[assistant]")
+    assert words[1] == b"It is 4.</s>"
+    assert words[2].startswith(b"[user]And 3?")
     assert [turn.text[:7] for turn in chat.turns[1::2]] == ["<think>"] * 2
 
 
@@ -270,6 +276,23 @@ def test_a_thought_that_the_template_opens() -> None:
     answer(chat, backend, "2+2?", "Hm, four.\n</think>\n\nIt is 4.")
     answer(chat, backend, "And 3?", "Hm, 6.\n</think>\n\nIt is 6.")
     assert b"[user]2+2?</s>[assistant]It is 4.</s>[user]And 3?</s>[assistant]<think>" in fed(chat)
+
+
+def test_a_header_that_stands_before_an_answer_only_once_it_is_past() -> None:
+    """As gpt-oss has it: the model writes what leads to its answer, and what leads to a thought."""
+    source = (
+        "{% for m in messages %}<|start|>{{ m.role }}"
+        "{% if m.role == 'assistant' %}<|channel|>final{% endif %}<|message|>"
+        "{% if m.role == 'assistant' and '</think>' in m.content %}"
+        "{{ m.content.split('</think>')[-1] }}{% else %}{{ m.content }}{% endif %}</s>"
+        "{% endfor %}{% if add_generation_prompt %}<|start|>assistant{% endif %}"
+    )
+    chat, backend = opened(source)
+    answer(chat, backend, "2+2?", "<think>Hm, four.</think>It is 4.")
+    answer(chat, backend, "And 3?", "It is 6.")
+    assert b"four" not in fed(chat)
+    assert b"<|start|>assistant<|channel|>final<|message|>It is 4.</s><|start|>user" in fed(chat)
+    assert fed(chat).count(b"2+2?") == 1
 
 
 def test_thoughts_stay_where_the_template_keeps_them() -> None:

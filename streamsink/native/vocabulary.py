@@ -90,15 +90,7 @@ class NativeVocabulary:
     def tokenize_parts(
         self, parts: Sequence[tuple[str, bool]], *, after_text: bool = False
     ) -> list[int]:
-        """Tokens of a text as a whole, no BOS added.
-
-        Parameters
-        ----------
-        parts : sequence of tuple
-            The text in pieces, and of each whether control tokens are read in it.
-        after_text : bool
-            Whether the text goes on from a token that is no control token.
-        """
+        """Tokens of a text in parts as those of the whole; see `streamsink.backend.Vocabulary`."""
         text, words = join(parts)
         tokens: list[int] = []
         goes_on = after_text
