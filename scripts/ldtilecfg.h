@@ -4,7 +4,7 @@
  * instruction reads (amxtileintrin.h), so most of a tile configuration on the stack is never
  * written, and the first matrix product on an Intel processor with AMX is a general protection
  * fault (https://github.com/ggml-org/llama.cpp/issues/20824, and pull request 26954). By the .ident
- * streamsink/native/amx.py knows a build that has this.
+ * streamsink/llama/amx.py knows a build that has this.
  */
 #if defined(__GNUC__) && !defined(__clang__)
 __asm__(".ident \"ldtilecfg reads 64 bytes\"");

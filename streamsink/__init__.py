@@ -16,38 +16,38 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from streamsink.attached import attach as attach
-    from streamsink.chat import Chat as Chat
+    from streamsink.chat.chat import Chat as Chat
+    from streamsink.chat.template import ChatTemplate as ChatTemplate
+    from streamsink.core.events import Event as Event
+    from streamsink.core.events import Repinned as Repinned
+    from streamsink.core.events import Restored as Restored
+    from streamsink.core.events import Stats as Stats
+    from streamsink.core.events import Step as Step
+    from streamsink.core.events import Visible as Visible
+    from streamsink.core.ledger import Evicted as Evicted
+    from streamsink.core.policy import SinkPolicy as SinkPolicy
+    from streamsink.core.sampling import Sampling as Sampling
+    from streamsink.engine.stream import Stream as Stream
     from streamsink.errors import StreamsinkError as StreamsinkError
-    from streamsink.ledger import Evicted as Evicted
+    from streamsink.integrations.llama_cpp_python import attach as attach
     from streamsink.model import Model as Model
-    from streamsink.policy import SinkPolicy as SinkPolicy
-    from streamsink.records import Event as Event
-    from streamsink.records import Repinned as Repinned
-    from streamsink.records import Restored as Restored
-    from streamsink.records import Stats as Stats
-    from streamsink.records import Step as Step
-    from streamsink.records import Visible as Visible
-    from streamsink.sampling import Sampling as Sampling
-    from streamsink.stream import Stream as Stream
-    from streamsink.template import ChatTemplate as ChatTemplate
 
 _HOMES = {
-    "Chat": "chat",
-    "ChatTemplate": "template",
-    "Event": "records",
-    "Evicted": "ledger",
+    "Chat": "chat.chat",
+    "ChatTemplate": "chat.template",
+    "Event": "core.events",
+    "Evicted": "core.ledger",
     "Model": "model",
-    "Repinned": "records",
-    "Restored": "records",
-    "Sampling": "sampling",
-    "SinkPolicy": "policy",
-    "Stats": "records",
-    "Step": "records",
-    "Stream": "stream",
+    "Repinned": "core.events",
+    "Restored": "core.events",
+    "Sampling": "core.sampling",
+    "SinkPolicy": "core.policy",
+    "Stats": "core.events",
+    "Step": "core.events",
+    "Stream": "engine.stream",
     "StreamsinkError": "errors",
-    "Visible": "records",
-    "attach": "attached",
+    "Visible": "core.events",
+    "attach": "integrations.llama_cpp_python",
 }
 __all__ = sorted(_HOMES)
 

@@ -11,19 +11,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from streamsink import session
-from streamsink.closing import Closing
-from streamsink.header import read_header
-from streamsink.ledger import Evicted
-from streamsink.policy import SinkPolicy
-from streamsink.records import Event
+from streamsink.core.events import Event
+from streamsink.core.ledger import Evicted
+from streamsink.core.policy import SinkPolicy
+from streamsink.engine.stream import Stream
+from streamsink.gguf.header import read_header
+from streamsink.gguf.preflight import tried
+from streamsink.gguf.settings import CacheSettings
 from streamsink.registry import resolve
-from streamsink.settings import CacheSettings
-from streamsink.stream import Stream
-from streamsink.trial import tried
+from streamsink.system.closing import Closing
 
 if TYPE_CHECKING:
-    from streamsink.native.weights import Weights
-    from streamsink.traits import Traits
+    from streamsink.gguf.traits import Traits
+    from streamsink.llama.weights import Weights
 
 N_CTX = 2048
 """Context of a stream that was not told another, bounded by the trained one."""
@@ -42,8 +42,8 @@ class Model(Closing):
     ) -> Model:
         """Load a model.
 
-        A file that was never loaded before is tried in another process first (`streamsink.trial`):
-        llama.cpp answers some damaged files with an abort.
+        A file that was never loaded before is tried in another process first
+        (`streamsink.gguf.preflight`): llama.cpp answers some damaged files with an abort.
 
         Parameters
         ----------
@@ -62,7 +62,7 @@ class Model(Closing):
         """
         header = read_header(Path(resolve(os.fspath(name_or_path))))
         measured = tried(header)
-        from streamsink.native.weights import Weights
+        from streamsink.llama.weights import Weights
 
         return cls(Weights(header.path, n_gpu_layers, header=header, measured=measured))
 
@@ -93,16 +93,16 @@ class Model(Closing):
     @property
     def bos(self) -> int | None:
         """The token that opens a stream; ``None`` where the model expects none."""
-        return self._weights.vocabulary.bos
+        return self._weights.tokenizer.bos
 
     @property
     def n_vocab(self) -> int:
         """Size of the vocabulary."""
-        return self._weights.vocabulary.n_tokens
+        return self._weights.tokenizer.n_tokens
 
     def tokenize(self, text: str, *, special: bool = False) -> list[int]:
         """Tokens of a text, no BOS added; ``special`` reads ``<|...|>`` as control tokens."""
-        return self._weights.vocabulary.tokenize(text, special=special)
+        return self._weights.tokenizer.tokenize(text, special=special)
 
     @property
     def chat_template(self) -> str:
@@ -115,7 +115,7 @@ class Model(Closing):
 
         BOS and EOS are '' where there is none, others are left out.
         """
-        return self._weights.vocabulary.special_texts
+        return self._weights.tokenizer.special_texts
 
     def cell_bytes(self, cache_type_k: str = "f16", cache_type_v: str = "f16") -> float:
         """Bytes that one token takes in a cache of these types (all layers; an upper estimate)."""
@@ -123,7 +123,7 @@ class Model(Closing):
 
     def device_bytes(self) -> int | None:
         """Bytes in use on all GPUs together, by whatever process; None without a GPU."""
-        from streamsink.native import devices
+        from streamsink.llama import devices
 
         return devices.used_bytes()
 
@@ -176,7 +176,7 @@ class Model(Closing):
             cache_type_k, cache_type_v, n_batch, n_lanes, threads, threads_batch, flash_attn,
             rope_scaling, rope_scale,
         )  # fmt: skip
-        from streamsink.native.context import NativeContext
+        from streamsink.llama.context import NativeContext
 
         swa_full = policy.placement == "rotate"
         backend = NativeContext(self._weights, n_ctx, settings, swa_full=swa_full)

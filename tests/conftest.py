@@ -9,11 +9,11 @@ from typing import TypeAlias
 
 import pytest
 
-from streamsink.chat import Chat
+from streamsink.chat.chat import Chat
+from streamsink.chat.template import ChatTemplate
+from streamsink.core.policy import SinkPolicy
+from streamsink.llama.weights import Weights
 from streamsink.model import Model
-from streamsink.native.weights import Weights
-from streamsink.policy import SinkPolicy
-from streamsink.template import ChatTemplate
 from tests.tiny_gguf import TinyModel
 
 

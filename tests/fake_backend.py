@@ -17,11 +17,11 @@ from typing import Literal
 
 import numpy as np
 
-from streamsink.backend import MAIN, Capabilities, Logits, Sampler
+from streamsink.core.ledger import Span
+from streamsink.core.sampling import Sampling
+from streamsink.core.snapshot import CacheKey
+from streamsink.engine.context import MAIN, Capabilities, Logits, Sampler
 from streamsink.errors import CacheError, DecodeError
-from streamsink.ledger import Span
-from streamsink.sampling import Sampling
-from streamsink.snapshot import CellKind
 
 N_VOCAB = 258
 BOS, EOS = 256, 257
@@ -52,7 +52,7 @@ def logits_of(value: int) -> Logits:
     return row
 
 
-class FakeVocabulary:
+class FakeTokenizer:
     """Bytes, and two control tokens."""
 
     bos: int | None = BOS
@@ -66,12 +66,12 @@ class FakeVocabulary:
     ) -> list[int]:
         return list("".join(text for text, _ in parts).encode())
 
-    def piece(self, token: int, *, special: bool = False) -> bytes:
+    def token_to_piece(self, token: int, *, special: bool = False) -> bytes:
         if token < 256:
             return bytes([token])
         return {BOS: b"<s>", EOS: b"</s>"}[token] if special else b""
 
-    def ends_generation(self, token: int) -> bool:
+    def is_eog(self, token: int) -> bool:
         return token == EOS
 
 
@@ -87,7 +87,7 @@ class FakeSampler:
 
 
 class FakeBackend:
-    """Implements `streamsink.backend.Backend`."""
+    """Implements `streamsink.engine.context.Backend`."""
 
     def __init__(
         self,
@@ -97,8 +97,8 @@ class FakeBackend:
         capabilities: Capabilities | None = None,
     ) -> None:
         self.capabilities = capabilities or Capabilities(n_ctx_train=1000)
-        self.vocabulary = FakeVocabulary()
-        self.kind = CellKind("fake", "plain Python")
+        self.tokenizer = FakeTokenizer()
+        self.kind = CacheKey("fake", "plain Python")
         self.n_cells = n_cells
         self.n_batch = n_batch
         self.n_rows = n_batch
@@ -281,7 +281,7 @@ class FakeBackend:
         return [c for c in self._of(seq) if c.pos >= start and (stop == -1 or c.pos < stop)]
 
     def _check_sequences(self, sequences: Iterable[int]) -> None:
-        # SCRATCH and the lanes share their numbers: see streamsink.backend.
+        # SCRATCH and the lanes share their numbers: see streamsink.engine.context.
         for seq in sequences:
             if not 0 <= seq <= self.n_lanes:
                 raise Abort(f"GGML_ASSERT(seq_id < n_seq_max): {seq}")

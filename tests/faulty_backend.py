@@ -1,6 +1,6 @@
 """The fake backend, with a fault at a chosen call.
 
-What a call raises is what `streamsink.native.context` would raise there, and what it leaves behind
+What a call raises is what `streamsink.llama.context` would raise there, and what it leaves behind
 is what that leaves behind: nothing has changed, but after a `TornError`. A Ctrl-C is a real signal,
 sent before or after the call.
 """
@@ -13,7 +13,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeAlias
 
-from streamsink.backend import MAIN, Capabilities, Logits, Sampler
+from streamsink.core.ledger import Span
+from streamsink.core.sampling import Sampling
+from streamsink.core.snapshot import CacheKey
+from streamsink.engine.context import MAIN, Capabilities, Logits, Sampler
 from streamsink.errors import (
     CacheError,
     CapabilityError,
@@ -22,10 +25,7 @@ from streamsink.errors import (
     TornError,
     UsageError,
 )
-from streamsink.ledger import Span
-from streamsink.sampling import Sampling
-from streamsink.snapshot import CellKind
-from tests.fake_backend import Cell, FakeBackend, FakeVocabulary
+from tests.fake_backend import Cell, FakeBackend, FakeTokenizer
 
 Call: TypeAlias = Literal[
     "decode",
@@ -131,7 +131,7 @@ class Due(NamedTuple):
 
 
 class FaultyBackend:
-    """Implements `streamsink.backend.Backend`.
+    """Implements `streamsink.engine.context.Backend`.
 
     Attributes
     ----------
@@ -229,8 +229,8 @@ class FaultyBackend:
         return self.fake.capabilities
 
     @property
-    def vocabulary(self) -> FakeVocabulary:
-        return self.fake.vocabulary
+    def tokenizer(self) -> FakeTokenizer:
+        return self.fake.tokenizer
 
     @property
     def n_cells(self) -> int:
@@ -254,7 +254,7 @@ class FaultyBackend:
         self.shift_waits = False
 
     @property
-    def kind(self) -> CellKind:
+    def kind(self) -> CacheKey:
         return self.fake.kind
 
     def fork(self) -> FakeBackend:

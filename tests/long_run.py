@@ -19,16 +19,16 @@ from itertools import islice
 
 import llama_cpp.llama_cpp as llama
 
-from streamsink.backend import MAIN
-from streamsink.cache import REBASE_AT
+from streamsink.core.events import Stats
+from streamsink.core.ledger import Missing
+from streamsink.core.policy import PLACEMENTS, Discard, SinkPolicy
+from streamsink.engine.cache import REBASE_AT
+from streamsink.engine.context import MAIN
+from streamsink.engine.stream import Stream
 from streamsink.errors import StreamsinkError
-from streamsink.ledger import Missing
-from streamsink.memory import gib, resident_bytes
+from streamsink.llama.context import NativeContext
 from streamsink.model import Model
-from streamsink.native.context import NativeContext
-from streamsink.policy import PLACEMENTS, Discard, SinkPolicy
-from streamsink.records import Stats
-from streamsink.stream import Stream
+from streamsink.system.memory import gib, resident_bytes
 
 POINTS = 100
 """How often is looked."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from streamsink import session
-from streamsink.chat import Chat
+from streamsink.chat.chat import Chat
 from streamsink.cli.keeping import Keeping
-from streamsink.sampling import Sampling
+from streamsink.core.sampling import Sampling
 from streamsink.session import shelf
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from streamsink.native.amx import MENDED, misreads
+from streamsink.llama.amx import MENDED, misreads
 
 DEBIAN_12 = b"\0GCC: (Debian 12.2.0-14+deb12u1) 12.2.0\0"
 

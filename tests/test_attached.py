@@ -11,10 +11,10 @@ import pytest
 from llama_cpp import Llama, LlamaGrammar, LlamaRAMCache
 
 import streamsink
+from streamsink.core.policy import SinkPolicy
 from streamsink.errors import CapabilityError, ClosedError, ModelError, UsageError
+from streamsink.llama.weights import Weights
 from streamsink.model import Model
-from streamsink.native.weights import Weights
-from streamsink.policy import SinkPolicy
 from tests.zoo import FAMILIES
 
 N_CTX = 256  # llama.cpp goes by steps of 256

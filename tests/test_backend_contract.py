@@ -1,4 +1,4 @@
-"""What `streamsink.backend.Backend` promises, held against llama.cpp and against the fake.
+"""What `streamsink.engine.context.Backend` promises, held against llama.cpp and against the fake.
 
 Where the fake is stricter than llama.cpp nothing is lost; where it is laxer, a test of the stream
 on it proves nothing. So each rule that the stream relies on, or has to obey, is tried on both.
@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from streamsink.backend import (
+from streamsink.core.sampling import Sampling
+from streamsink.engine.context import (
     FIRST_LANE,
     MAIN,
     SCRATCH,
@@ -22,10 +23,9 @@ from streamsink.backend import (
     Verdict,
 )
 from streamsink.errors import CapabilityError, DecodeError
-from streamsink.native.context import NativeContext
-from streamsink.native.weights import Weights
-from streamsink.sampling import Sampling
-from streamsink.settings import CacheSettings
+from streamsink.gguf.settings import CacheSettings
+from streamsink.llama.context import NativeContext
+from streamsink.llama.weights import Weights
 from tests.fake_backend import Abort, FakeBackend
 from tests.tiny_gguf import SPECIALS
 
@@ -81,10 +81,10 @@ def test_what_a_token_sees_is_its_sequence(backend: Backend) -> None:
 def test_rows_are_those_asked_for(backend: Backend) -> None:
     backend.decode(TEXT[:6], 0, MAIN, "all")
     rows = backend.logits().copy()
-    assert rows.shape == (6, backend.vocabulary.n_tokens)
+    assert rows.shape == (6, backend.tokenizer.n_tokens)
     backend.remove(MAIN, 5, -1)
     backend.decode(TEXT[5:6], 5, MAIN, "last")
-    assert backend.logits().shape == (1, backend.vocabulary.n_tokens)
+    assert backend.logits().shape == (1, backend.tokenizer.n_tokens)
     assert same(last_row(backend), rows[-1])
     assert not same(rows[0], rows[1])
 
@@ -233,14 +233,14 @@ def test_greedy_sampling_takes_the_likeliest(backend: Backend) -> None:
 def test_batches_that_would_abort(backend: Backend, size: int) -> None:
     with pytest.raises((Exception, Abort)):
         backend.decode(TEXT[:size], 0, MAIN, "last")
-    assert foresees(backend, MAIN, 0).shape == (backend.vocabulary.n_tokens,)
+    assert foresees(backend, MAIN, 0).shape == (backend.tokenizer.n_tokens,)
 
 
 def test_a_shift_that_would_abort_is_refused(
     weights: Weights, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     able = Capabilities(1000, rotate=Verdict("impossible", "positions are M-RoPE's"))
-    monkeypatch.setattr("streamsink.native.context.capabilities", lambda *_, **__: able)
+    monkeypatch.setattr("streamsink.llama.context.capabilities", lambda *_, **__: able)
     settings = CacheSettings(n_batch=N_BATCH, n_lanes=1, threads=1)
     context = NativeContext(weights, 48, settings, swa_full=False)
     context.decode(TEXT[:12], 0, MAIN, "last")

@@ -17,8 +17,8 @@ from streamsink.bench.ppl import Cell, Reading, grid, measure
 from streamsink.bench.scores import read_scores
 from streamsink.bench.task import Place
 from streamsink.errors import UsageError
+from streamsink.llama.weights import Weights
 from streamsink.model import Model
-from streamsink.native.weights import Weights
 from tests.reference import dense_logits, nll, stream_logits
 from tests.tiny_gguf import TinyModel
 

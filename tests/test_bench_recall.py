@@ -14,10 +14,10 @@ from streamsink.bench.facts import Fact
 from streamsink.bench.recall import RecallSettings, Sight, foresee, measure, sight
 from streamsink.bench.statistics import wilson_interval
 from streamsink.bench.task import Place
+from streamsink.core.policy import SinkPolicy
+from streamsink.engine.stream import Stream
 from streamsink.errors import UsageError
 from streamsink.model import Model
-from streamsink.policy import SinkPolicy
-from streamsink.stream import Stream
 
 N_CTX = 640
 SETTINGS = RecallSettings(

@@ -21,9 +21,9 @@ from streamsink.bench.ppl import Cell, Reading
 from streamsink.bench.speed import SpeedSettings
 from streamsink.bench.task import Place, Setup, Task
 from streamsink.errors import CapabilityError, StreamsinkError, UsageError
+from streamsink.gguf.settings import CacheSettings
+from streamsink.llama.weights import Weights
 from streamsink.model import Model
-from streamsink.native.weights import Weights
-from streamsink.settings import CacheSettings
 
 STREAMSINK = [sys.executable, "-c", "from streamsink.cli.main import main; main()"]
 

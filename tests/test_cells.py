@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from streamsink.core.ledger import Missing
+from streamsink.core.policy import SinkPolicy
+from streamsink.core.sampling import Sampling
+from streamsink.engine.stream import Stream
 from streamsink.errors import CacheError, CapabilityError, DecodeError
-from streamsink.ledger import Missing
+from streamsink.llama.weights import Weights
 from streamsink.model import Model
-from streamsink.native.weights import Weights
-from streamsink.policy import SinkPolicy
-from streamsink.sampling import Sampling
-from streamsink.stream import Stream
 from tests.zoo import FAMILIES
 
 TOKENS = [int(t) for t in np.random.default_rng(3).integers(4, 290, 1200)]

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from streamsink import session
-from streamsink.chat import LEAST_SINK, Chat
+from streamsink.chat.chat import LEAST_SINK, Chat
+from streamsink.chat.template import ChatTemplate
+from streamsink.core.policy import Keep, SinkPolicy
+from streamsink.core.snapshot import Turn
+from streamsink.engine.stream import Stream
 from streamsink.errors import UsageError
-from streamsink.policy import Keep, SinkPolicy
-from streamsink.snapshot import Turn
-from streamsink.stream import Stream
-from streamsink.template import ChatTemplate
 from tests.fake_backend import BOS, EOS, FakeBackend
 
 SOURCE = (

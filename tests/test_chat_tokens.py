@@ -9,11 +9,11 @@ from typing import Any
 import llama_cpp.llama_cpp as llama
 import pytest
 
-from streamsink.chat import Chat
-from streamsink.native.vocabulary import NativeVocabulary
-from streamsink.policy import SinkPolicy
-from streamsink.stream import Stream
-from streamsink.template import ChatTemplate
+from streamsink.chat.chat import Chat
+from streamsink.chat.template import ChatTemplate
+from streamsink.core.policy import SinkPolicy
+from streamsink.engine.stream import Stream
+from streamsink.llama.tokenizer import NativeTokenizer
 from tests import fake_backend
 from tests.test_chat import Scripted
 from tests.test_tokenize_parts import Words, byte_pairs, sentencepiece, unigrams
@@ -50,24 +50,24 @@ TALK = [
     pytest.param(byte_pairs(), id="bpe"),
     pytest.param(unigrams(), id="ugm"),
 ])  # fmt: skip
-def vocabulary(request: Any, tmp_path: Path) -> Iterator[NativeVocabulary]:
+def vocabulary(request: Any, tmp_path: Path) -> Iterator[NativeTokenizer]:
     words: Words = request.param
     params = llama.llama_model_default_params()
     params.vocab_only = True
     path = words.write(tmp_path / "words.gguf")
     model = llama.llama_model_load_from_file(str(path).encode(), params)
     assert model
-    yield NativeVocabulary(model)
+    yield NativeTokenizer(model)
     llama.llama_model_free(model)
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_the_tokens_of_the_whole(
-    vocabulary: NativeVocabulary, name: str, monkeypatch: pytest.MonkeyPatch
+    vocabulary: NativeTokenizer, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fake_backend, "N_VOCAB", vocabulary.n_tokens)
     backend = Scripted(4000)
-    backend.vocabulary = vocabulary  # type: ignore[assignment]
+    backend.tokenizer = vocabulary  # type: ignore[assignment]
     stream = Stream(backend, SinkPolicy("system"), 4000)
     template = ChatTemplate(TEMPLATES[name], {"bos_token": "<s>", "eos_token": "</s>"})
     chat = Chat(stream, template, "" if name == "llama2" else "Be kind.")
@@ -92,5 +92,5 @@ def test_the_tokens_of_the_whole(
         messages.append({"role": "assistant", "content": answer})
 
 
-def vocabulary_text(vocabulary: NativeVocabulary, tokens: list[int]) -> bytes:
-    return b"".join(vocabulary.piece(token, special=True) for token in tokens)
+def vocabulary_text(vocabulary: NativeTokenizer, tokens: list[int]) -> bytes:
+    return b"".join(vocabulary.token_to_piece(token, special=True) for token in tokens)

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from streamsink.core.policy import SinkPolicy
+from streamsink.core.sampling import Sampling
+from streamsink.engine.text import TextStream
 from streamsink.errors import UsageError
+from streamsink.gguf.settings import CacheSettings
+from streamsink.llama.weights import Weights
 from streamsink.model import Model
-from streamsink.native.weights import Weights
-from streamsink.policy import SinkPolicy
-from streamsink.sampling import Sampling
-from streamsink.settings import CacheSettings
-from streamsink.text import TextStream
 
 HUGE = 10**5000
 """Python refuses to print it."""

@@ -15,8 +15,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from streamsink.child import Answer, Child, Died, ask, serve
 from streamsink.errors import UsageError
+from streamsink.system.child import Answer, Child, Died, ask, serve
 
 HERE = "tests.test_child"
 
@@ -99,7 +99,9 @@ def test_without_an_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
         ask(HERE, {"do": "leave"}, seconds=30)
 
 
-@pytest.mark.parametrize("what", ["tempfile.TemporaryFile", "streamsink.child.start_new_thread"])
+@pytest.mark.parametrize(
+    "what", ["tempfile.TemporaryFile", "streamsink.system.child.start_new_thread"]
+)
 def test_without_files_or_threads(monkeypatch: pytest.MonkeyPatch, what: str) -> None:
     def fail(*_: object, **__: object) -> None:
         raise OSError("too many open files") if "file" in what else RuntimeError("no new thread")
@@ -247,7 +249,7 @@ def test_neither_files_nor_threads_nor_processes_pile_up() -> None:
 
 def test_a_child_does_not_outlive_its_parent() -> None:
     program = (
-        f"from streamsink.child import Child; child = Child({ECHO!r});"
+        f"from streamsink.system.child import Child; child = Child({ECHO!r});"
         "print(child.ask({'text': ''}, seconds=30)['pid'], flush=True);"
         "child.ask({'text': '', 'seconds': 60}, seconds=60)"
     )

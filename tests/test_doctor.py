@@ -16,14 +16,14 @@ import numpy as np
 import pytest
 
 from streamsink import Model
-from streamsink.advice import warnings
 from streamsink.errors import ModelError
-from streamsink.native.context import NativeContext
-from streamsink.native.library import hearing
-from streamsink.native.survey import _CACHE, _SCRATCH, _SIZES, _bytes
-from streamsink.native.weights import Weights
-from streamsink.settings import USUAL, CacheSettings
-from streamsink.survey import survey, usual_contexts
+from streamsink.gguf.advice import warnings
+from streamsink.gguf.inspection import survey, usual_contexts
+from streamsink.gguf.settings import USUAL, CacheSettings
+from streamsink.llama.context import NativeContext
+from streamsink.llama.inspect_child import _CACHE, _SCRATCH, _SIZES, _bytes
+from streamsink.llama.library import hearing
+from streamsink.llama.weights import Weights
 from tests.test_terminal import rewritten
 from tests.tiny_gguf import TinyModel
 
@@ -69,7 +69,7 @@ def test_what_is_surveyed_is_what_is_loaded(tiny_path: Path) -> None:
     found = survey(tiny_path, USUAL)
     weights = Weights(tiny_path, 0)
     assert found.traits == weights.traits
-    assert found.special_texts == weights.vocabulary.special_texts
+    assert found.special_texts == weights.tokenizer.special_texts
     assert found.special_texts["bos_token"]
     weights.close()
 
@@ -127,7 +127,7 @@ def test_the_weights_are_not_loaded(
     writer.close()
     os.truncate(path, -(-path.stat().st_size // 32) * 32 + end)
     assert path.stat().st_size > 6 * 2**30
-    monkeypatch.setattr("streamsink.survey.MOST_BYTES", 2**30)
+    monkeypatch.setattr("streamsink.gguf.inspection.MOST_BYTES", 2**30)
     found = survey(path, USUAL)
     assert found.weight_bytes == path.stat().st_size
     assert found.traits.architecture == "llama"

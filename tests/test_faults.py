@@ -20,15 +20,15 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, invariant, precondition, rule
 
-from streamsink.backend import MAIN, Logits
+from streamsink.core.ledger import Evicted, Missing
+from streamsink.core.policy import SinkPolicy
+from streamsink.core.sampling import Sampling
+from streamsink.engine.context import MAIN, Logits
+from streamsink.engine.scoring import nll
+from streamsink.engine.stream import Stream
 from streamsink.errors import (
     TornError,
 )
-from streamsink.ledger import Evicted, Missing
-from streamsink.policy import SinkPolicy
-from streamsink.sampling import Sampling
-from streamsink.scoring import nll
-from streamsink.stream import Stream
 from tests.fake_backend import BOS, FakeBackend, logits_of, value_of
 from tests.faulty_backend import CALLS, FAULTS, MET, Fault, FaultyBackend
 from tests.test_stream_machine import N_CTX, PlainStream, StreamMachine, policies, texts

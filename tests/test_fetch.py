@@ -23,7 +23,7 @@ from urllib.request import Request
 
 import pytest
 
-from streamsink import lock, registry
+from streamsink import registry
 from streamsink.errors import FetchError, UsageError
 from streamsink.registry import (
     Entry,
@@ -34,6 +34,7 @@ from streamsink.registry import (
     download,
     web,
 )
+from streamsink.system import lock
 
 ROOT = Path(__file__).resolve().parents[1]
 BODY = b"GGUF" + random.Random(1).randbytes(3_000_000)

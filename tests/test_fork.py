@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from streamsink.core.policy import Placement, SinkPolicy
+from streamsink.core.sampling import Sampling
+from streamsink.engine.stream import Stream
 from streamsink.errors import CacheError, ClosedError
+from streamsink.llama.sampler import seed_at
+from streamsink.llama.weights import Weights
 from streamsink.model import Model
-from streamsink.native.sampler import seed_at
-from streamsink.native.weights import Weights
-from streamsink.policy import Placement, SinkPolicy
-from streamsink.sampling import Sampling
-from streamsink.stream import Stream
 from tests.fake_backend import FakeBackend
 from tests.reference import Floats
 from tests.zoo import FAMILIES, N_VOCAB

@@ -15,15 +15,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from streamsink import gbnf
+from streamsink.core.events import Step
+from streamsink.core.sampling import Sampling
+from streamsink.engine.stream import Stream
 from streamsink.errors import LogitsError, ModelError, UsageError
+from streamsink.llama import gbnf
+from streamsink.llama import grammar as native_grammar
+from streamsink.llama.grammar import Grammar
+from streamsink.llama.weights import Weights
 from streamsink.model import Model
-from streamsink.native import grammar as native_grammar
-from streamsink.native.grammar import Grammar
-from streamsink.native.weights import Weights
-from streamsink.records import Step
-from streamsink.sampling import Sampling
-from streamsink.stream import Stream
 from tests.tiny_gguf import TinyModel, vocabulary
 
 DEEP = 20_000
@@ -185,7 +185,7 @@ def test_a_grammar_that_gets_too_slow_in_mid_text(
     model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What the trial did not come by ends as a dead end does."""
-    vocabulary = model._weights.vocabulary
+    vocabulary = model._weights.tokenizer
     monkeypatch.setattr(native_grammar, "SLOWEST", 0.02)
     grammar = Grammar(vocabulary, 'root ::= "a" root "b" | "a" root "c" | "a"')
     token = vocabulary.tokenize("a")[0]
@@ -230,8 +230,8 @@ def test_a_grammar_is_tried_once(stream: Stream, monkeypatch: pytest.MonkeyPatch
 
 def test_a_vocabulary_without_an_end(model: Model) -> None:
     """The text is complete, and no token can say so."""
-    vocabulary = model._weights.vocabulary
-    words = [t for t in range(vocabulary.n_tokens) if not vocabulary.ends_generation(t)]
+    vocabulary = model._weights.tokenizer
+    words = [t for t in range(vocabulary.n_tokens) if not vocabulary.is_eog(t)]
     grammar = Grammar(vocabulary, 'root ::= "a"', only=words)
     (token,) = grammar.admitted.tolist()
     grammar.accept(token)

@@ -9,9 +9,9 @@ import pytest
 
 from streamsink import Model, SinkPolicy
 from streamsink.errors import ModelError, UsageError
-from streamsink.header import Strings, read_header
-from streamsink.settings import USUAL
-from streamsink.survey import survey
+from streamsink.gguf.header import Strings, read_header
+from streamsink.gguf.inspection import survey
+from streamsink.gguf.settings import USUAL
 from tests.tiny_gguf import TinyModel, vocabulary
 
 MAGIC, VERSION = b"GGUF", 3

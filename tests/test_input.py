@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from streamsink import SinkPolicy, reading, session
 from streamsink.errors import UsageError
 from streamsink.model import Model
-from streamsink.reading import read_text, read_whole, separator_of, turns
+from streamsink.system.reading import read_text, read_whole, separator_of, turns
 from tests.test_cli import STREAMSINK
 
 Say: TypeAlias = Callable[..., "subprocess.CompletedProcess[bytes]"]

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from streamsink import session
-from streamsink.chat import Chat
+from streamsink.chat.chat import Chat
 from streamsink.errors import SessionError, UsageError
 from streamsink.model import Model
 from streamsink.session import shelf

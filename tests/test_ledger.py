@@ -9,7 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from streamsink.ledger import Ledger, Missing
+from streamsink.core.ledger import Ledger, Missing
 
 
 @dataclass(frozen=True)

@@ -18,13 +18,13 @@ import llama_cpp.llama_cpp as llama
 import numpy as np
 import pytest
 
-from streamsink.backend import MAIN
+from streamsink.engine.context import MAIN
 from streamsink.errors import DecodeError, ModelError, TornError
+from streamsink.gguf.settings import CacheSettings
+from streamsink.llama.context import NativeContext
+from streamsink.llama.library import hearing, log
+from streamsink.llama.weights import Weights
 from streamsink.model import Model
-from streamsink.native.context import NativeContext
-from streamsink.native.library import hearing, log
-from streamsink.native.weights import Weights
-from streamsink.settings import CacheSettings
 from tests.test_native_faults import Abort
 
 SETTINGS = CacheSettings("f32", "f32", 16, 1, threads=1)

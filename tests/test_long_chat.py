@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from streamsink.chat import Chat
+from streamsink.chat.chat import Chat
+from streamsink.chat.template import ChatTemplate
+from streamsink.core.policy import Discard, SinkPolicy
+from streamsink.core.sampling import Sampling
 from streamsink.model import Model
-from streamsink.policy import Discard, SinkPolicy
-from streamsink.sampling import Sampling
-from streamsink.template import ChatTemplate
 from tests.test_cli import default_model
 
 __all__ = ["default_model"]

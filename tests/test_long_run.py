@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from streamsink.core.policy import SinkPolicy
 from streamsink.model import Model
-from streamsink.policy import SinkPolicy
 from tests.long_run import POINTS, Cells, Record, drift_of, run, told
 
 MIB = 2**20

@@ -16,18 +16,18 @@ import numpy as np
 import pexpect
 import pytest
 
-from streamsink.backend import FIRST_LANE, MAIN, SCRATCH, Logits
+from streamsink.core.ledger import Missing
+from streamsink.core.policy import SinkPolicy
+from streamsink.engine.context import FIRST_LANE, MAIN, SCRATCH, Logits
+from streamsink.engine.stream import Stream
 from streamsink.errors import (
     DecodeError,
     MemoryBudgetError,
     TornError,
 )
-from streamsink.ledger import Missing
+from streamsink.gguf.settings import CacheSettings
+from streamsink.llama.context import NativeContext
 from streamsink.model import Model
-from streamsink.native.context import NativeContext
-from streamsink.policy import SinkPolicy
-from streamsink.settings import CacheSettings
-from streamsink.stream import Stream
 from tests.tiny_gguf import SPECIALS
 
 pytestmark = pytest.mark.usefixtures("ctrl_c_interrupts")
@@ -301,8 +301,8 @@ def test_a_context_that_llama_cpp_finds_no_memory_for(tiny_path: Path) -> None:
         import resource
         from streamsink.errors import ModelError
         from streamsink.model import Model
-        from streamsink.native import context
-        from streamsink.native.weights import Weights
+        from streamsink.llama import context
+        from streamsink.llama.weights import Weights
         from pathlib import Path
 
         model = Model(Weights(Path({str(tiny_path)!r})))
@@ -337,8 +337,8 @@ def test_ctrl_c_in_the_midst_of_a_prompt(tiny_path: Path) -> None:
     code = f"""
         from pathlib import Path
         from streamsink.model import Model
-        from streamsink.native.weights import Weights
-        from streamsink.policy import SinkPolicy
+        from streamsink.llama.weights import Weights
+        from streamsink.core.policy import SinkPolicy
 
         text = [4 + 7 * at % 200 for at in range(400_000)]
         model = Model(Weights(Path({str(tiny_path)!r})))

@@ -8,10 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamsink.backend import Capabilities, Verdict
-from streamsink.errors import CapabilityError, UsageError
-from streamsink.placement import choose
-from streamsink.policy import (
+from streamsink.core.placement import choose
+from streamsink.core.policy import (
     CYCLE,
     LARGEST,
     NEAR,
@@ -23,6 +21,8 @@ from streamsink.policy import (
     move_cost,
     next_chunk,
 )
+from streamsink.engine.context import Capabilities, Verdict
+from streamsink.errors import CapabilityError, UsageError
 
 
 @pytest.mark.parametrize(

@@ -17,11 +17,12 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from streamsink import session, undo
+from streamsink import session
+from streamsink.core.policy import SinkPolicy
+from streamsink.core.sampling import Sampling
+from streamsink.engine import undo
+from streamsink.engine.stream import Stream
 from streamsink.errors import CapabilityError, DecodeError, UsageError
-from streamsink.policy import SinkPolicy
-from streamsink.sampling import Sampling
-from streamsink.stream import Stream
 from tests.fake_backend import FakeBackend
 
 N_CTX = 24

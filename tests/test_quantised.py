@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from streamsink import Model, SinkPolicy
-from streamsink.cache_types import CACHE_TYPES
+from streamsink.core.policy import Placement
 from streamsink.errors import CapabilityError, StreamsinkError
-from streamsink.native.weights import Weights
-from streamsink.policy import Placement
+from streamsink.gguf.cache_types import CACHE_TYPES
+from streamsink.llama.weights import Weights
 from tests.reference import Floats
 from tests.tiny_gguf import TinyModel
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from streamsink import reading
 from streamsink.errors import UsageError
-from streamsink.reading import read_text
+from streamsink.system import reading
+from streamsink.system.reading import read_text
 
 
 def test_pieces_are_the_text_and_end_at_line_ends(

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from streamsink import Model, SinkPolicy
-from streamsink.backend import MAIN
-from streamsink.cache import REBASE_AT
-from streamsink.native.weights import Weights
-from streamsink.stream import Stream
+from streamsink.engine.cache import REBASE_AT
+from streamsink.engine.context import MAIN
+from streamsink.engine.stream import Stream
+from streamsink.llama.weights import Weights
 from tests.zoo import FAMILIES, N_VOCAB
 
 N_CTX, N_KEEP, SLACK = 40, 4, 16

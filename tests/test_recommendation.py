@@ -13,16 +13,16 @@ from typing import Any
 
 import pytest
 
-from streamsink.budget import context_bytes
 from streamsink.cli.doctor import _command
 from streamsink.cli.options import EngineOptions
 from streamsink.errors import MemoryBudgetError
+from streamsink.gguf.budget import context_bytes
+from streamsink.gguf.inspection import Survey, survey
+from streamsink.gguf.recommendation import fits, recommend
+from streamsink.gguf.settings import USUAL, CacheSettings
+from streamsink.llama.context import NativeContext
+from streamsink.llama.weights import Weights
 from streamsink.model import Model
-from streamsink.native.context import NativeContext
-from streamsink.native.weights import Weights
-from streamsink.recommendation import fits, recommend
-from streamsink.settings import USUAL, CacheSettings
-from streamsink.survey import Survey, survey
 from tests.talks import without_cuts
 from tests.tiny_gguf import TinyModel
 from tests.zoo import FAMILIES
@@ -59,7 +59,7 @@ def free(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """Lets a machine seem to have as much memory as that."""
 
     def seem(n_bytes: int) -> None:
-        monkeypatch.setattr("streamsink.native.context.available_bytes", lambda: n_bytes)
+        monkeypatch.setattr("streamsink.llama.context.available_bytes", lambda: n_bytes)
 
     return seem
 

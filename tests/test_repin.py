@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from streamsink.core.events import Event
+from streamsink.core.policy import Placement, SinkPolicy
+from streamsink.engine.stream import Stream
 from streamsink.errors import DecodeError, UsageError
+from streamsink.llama.weights import Weights
 from streamsink.model import Model
-from streamsink.native.weights import Weights
-from streamsink.policy import Placement, SinkPolicy
-from streamsink.records import Event
-from streamsink.stream import Stream
 from tests.fake_backend import FakeBackend
 from tests.reference import Floats
 from tests.tiny_gguf import TinyModel

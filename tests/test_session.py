@@ -18,12 +18,12 @@ import numpy as np
 import pytest
 
 from streamsink import session
+from streamsink.core.policy import Placement, SinkPolicy
+from streamsink.core.sampling import Sampling
+from streamsink.engine.stream import Stream
 from streamsink.errors import SessionError, StreamsinkError, UsageError
+from streamsink.llama.weights import Weights
 from streamsink.model import Model
-from streamsink.native.weights import Weights
-from streamsink.policy import Placement, SinkPolicy
-from streamsink.sampling import Sampling
-from streamsink.stream import Stream
 from tests.reference import Floats
 from tests.tiny_gguf import TinyModel
 from tests.zoo import FAMILIES, N_VOCAB
@@ -386,7 +386,7 @@ FUZZ = """
 import random, sys, zipfile
 from pathlib import Path
 from streamsink.model import Model
-from streamsink.native.weights import Weights
+from streamsink.llama.weights import Weights
 from streamsink import session
 from streamsink.errors import StreamsinkError
 
@@ -442,8 +442,8 @@ KILLED = """
 import sys
 from pathlib import Path
 from streamsink.model import Model
-from streamsink.native.weights import Weights
-from streamsink.policy import SinkPolicy
+from streamsink.llama.weights import Weights
+from streamsink.core.policy import SinkPolicy
 
 with Model(Weights(Path(sys.argv[1]))) as model:
     with model.stream(SinkPolicy(4, 1, "reanchor", 16), 48) as stream:

@@ -16,16 +16,16 @@ from typing import Any
 import pytest
 
 from streamsink import session
-from streamsink.atomic import clear_away, replacing, write_text
-from streamsink.chat import Chat
+from streamsink.chat.chat import Chat
+from streamsink.core.events import Event
+from streamsink.core.policy import SinkPolicy
 from streamsink.errors import ModelError, SessionError, StreamsinkError, UsageError
-from streamsink.fingerprint import Fingerprint
-from streamsink.header import read_header
+from streamsink.gguf.fingerprint import Fingerprint
+from streamsink.gguf.header import read_header
+from streamsink.llama.weights import Weights
 from streamsink.model import Model
-from streamsink.native.weights import Weights
-from streamsink.policy import SinkPolicy
-from streamsink.records import Event
 from streamsink.session import shelf
+from streamsink.system.atomic import clear_away, replacing, write_text
 from tests.conftest import Run
 from tests.talks import keeping, said, say, without_cuts
 from tests.test_cli import STREAMSINK

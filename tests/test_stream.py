@@ -13,17 +13,17 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from streamsink.backend import MAIN, SCRATCH
+from streamsink.core.events import Event, Step
+from streamsink.core.ledger import Evicted
+from streamsink.core.policy import OVERSHOOT, Discard, Placement, SinkPolicy
+from streamsink.core.sampling import Sampling
+from streamsink.engine.context import MAIN, SCRATCH
+from streamsink.engine.stream import Stream
 from streamsink.errors import CapabilityError, ClosedError, DecodeError, UsageError
-from streamsink.ledger import Evicted
+from streamsink.llama import lane_probe as probe
+from streamsink.llama.context import NativeContext
+from streamsink.llama.weights import Weights
 from streamsink.model import Model
-from streamsink.native import probe
-from streamsink.native.context import NativeContext
-from streamsink.native.weights import Weights
-from streamsink.policy import OVERSHOOT, Discard, Placement, SinkPolicy
-from streamsink.records import Event, Step
-from streamsink.sampling import Sampling
-from streamsink.stream import Stream
 from tests.reference import nll, stream_logits
 from tests.tiny_gguf import SPECIALS, TinyModel
 

@@ -18,14 +18,14 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from streamsink.backend import MAIN
+from streamsink.core.events import Event
+from streamsink.core.ledger import Evicted
+from streamsink.core.policy import SinkPolicy
+from streamsink.core.sampling import Sampling
+from streamsink.engine.context import MAIN
+from streamsink.engine.scoring import nll
+from streamsink.engine.stream import Stream
 from streamsink.errors import DecodeError, UsageError
-from streamsink.ledger import Evicted
-from streamsink.policy import SinkPolicy
-from streamsink.records import Event
-from streamsink.sampling import Sampling
-from streamsink.scoring import nll
-from streamsink.stream import Stream
 from tests.fake_backend import BOS, EOS, FakeBackend, logits_of, value_of
 
 N_CTX = 12

@@ -6,9 +6,9 @@ import time
 
 import pytest
 
+from streamsink.chat.template import ChatTemplate, Part, is_name
 from streamsink.errors import ModelError, UsageError
-from streamsink.native import templates
-from streamsink.template import ChatTemplate, Part, is_name
+from streamsink.llama import builtin_templates as templates
 
 CHATML_WITH_DEFAULT = (
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
@@ -158,7 +158,7 @@ def test_a_template_that_is_none() -> None:
     ],
 )
 def test_a_template_that_takes_for_ever(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("streamsink.renderer.SECONDS", 1.0)
+    monkeypatch.setattr("streamsink.chat.renderer.SECONDS", 1.0)
     begun = time.monotonic()
     with pytest.raises(ModelError, match="template failed"):
         ChatTemplate(source, SPECIAL).render([], False)
@@ -166,7 +166,7 @@ def test_a_template_that_takes_for_ever(source: str, monkeypatch: pytest.MonkeyP
 
 
 def test_after_a_template_that_failed_another_call_works(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("streamsink.renderer.SECONDS", 3.0)
+    monkeypatch.setattr("streamsink.chat.renderer.SECONDS", 3.0)
     template = ChatTemplate(
         "{% for m in messages %}{% for a in range(99999) %}{% for b in range(99999) %}"
         "{% endfor %}{% endfor %}{% endfor %}done",

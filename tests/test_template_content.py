@@ -7,9 +7,9 @@ from collections.abc import Callable
 import llama_cpp.llama_chat_format as published
 import pytest
 
+from streamsink.chat.rendering import most_characters
+from streamsink.chat.template import ChatTemplate
 from streamsink.errors import ModelError, UsageError
-from streamsink.rendering import most_characters
-from streamsink.template import ChatTemplate
 from tests.try_templates import SPECIAL, differences, joined, plainly, said
 
 
@@ -464,7 +464,7 @@ def test_a_template_that_hangs_is_asked_once(
     ask: Callable[[ChatTemplate], object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its refusals are looked into; its death is the end of the matter."""
-    monkeypatch.setattr("streamsink.renderer.SECONDS", 0.5)
+    monkeypatch.setattr("streamsink.chat.renderer.SECONDS", 0.5)
     template = ChatTemplate("{% for a in range(99999) %}" * 3 + "{% endfor %}" * 3, SPECIAL)
     with pytest.raises(ModelError, match="no answer within"):
         ask(template)

@@ -23,9 +23,9 @@ from hypothesis import strategies as st
 import streamsink
 from streamsink import SinkPolicy
 from streamsink.cli import terminal
+from streamsink.core.snapshot import Conversation, Turn
 from streamsink.model import Model
 from streamsink.registry import UrlSource
-from streamsink.snapshot import Talk, Turn
 from tests.test_fetch_hostile import RawServer
 
 EVIL = (
@@ -191,7 +191,7 @@ def home(tmp_path_factory: pytest.TempPathFactory, tiny_path: Path) -> Path:
     (folder / "sessions").mkdir()
     with Model.open(tiny_path) as model, model.stream(SinkPolicy(), 128) as stream:
         stream.feed("Hi")
-        talk = Talk((Turn("user", EVIL, 0, 2), Turn("assistant", EVIL, 2, 4)), EVIL)
+        talk = Conversation((Turn("user", EVIL, 0, 2), Turn("assistant", EVIL, 2, 4)), EVIL)
         stream.save(folder / "sessions" / f"{name}.session", talk=talk)
         stream.save(folder / "sessions" / "good.session", talk=talk)
     words = json.dumps(EVIL, ensure_ascii=False).replace("\x7f", "\\u007f")

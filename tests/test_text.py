@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from streamsink.engine.text import TextStream
 from streamsink.errors import UsageError
-from streamsink.text import TextStream
 
 
 def pieces(data: bytes, cuts: list[int]) -> list[bytes]:

@@ -17,17 +17,17 @@ from typing import Any
 
 import pytest
 
-from streamsink import interrupt
+from streamsink.chat.template import ChatTemplate
+from streamsink.core.events import Step
+from streamsink.core.ledger import Evicted
+from streamsink.core.policy import SinkPolicy
+from streamsink.core.sampling import Sampling
+from streamsink.engine.stream import Stream
 from streamsink.errors import (
     BusyError,
 )
-from streamsink.interrupt import Door, Exclusive
-from streamsink.ledger import Evicted
-from streamsink.policy import SinkPolicy
-from streamsink.records import Step
-from streamsink.sampling import Sampling
-from streamsink.stream import Stream
-from streamsink.template import ChatTemplate
+from streamsink.system import interrupt
+from streamsink.system.interrupt import Door, Exclusive
 from tests.fake_backend import FakeBackend
 from tests.test_stream_machine import N_CTX
 

@@ -11,8 +11,8 @@ import gguf
 import llama_cpp.llama_cpp as llama
 import pytest
 
-from streamsink.native.vocabulary import NativeVocabulary
-from streamsink.template import ChatTemplate
+from streamsink.chat.template import ChatTemplate
+from streamsink.llama.tokenizer import NativeTokenizer
 from tests.tiny_gguf import byte_alphabet
 
 Kind = gguf.TokenType
@@ -145,15 +145,13 @@ def words(request: pytest.FixtureRequest) -> Words:
 
 
 @pytest.fixture(scope="module")
-def vocabulary(
-    words: Words, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[NativeVocabulary]:
+def vocabulary(words: Words, tmp_path_factory: pytest.TempPathFactory) -> Iterator[NativeTokenizer]:
     path = words.write(tmp_path_factory.mktemp("vocabulary") / "vocabulary.gguf")
     options = llama.llama_model_default_params()
     options.vocab_only = True
     model = llama.llama_model_load_from_file(str(path).encode(), options)
     assert model
-    yield NativeVocabulary(model)
+    yield NativeTokenizer(model)
     llama.llama_model_free(model)
 
 
@@ -174,7 +172,7 @@ def controls_of(words: Words) -> list[str]:
     return [t for t, kind in zip(words.tokens, words.kinds, strict=True) if kind in marked]
 
 
-def test_parts_have_the_tokens_of_the_whole(words: Words, vocabulary: NativeVocabulary) -> None:
+def test_parts_have_the_tokens_of_the_whole(words: Words, vocabulary: NativeTokenizer) -> None:
     rng = random.Random(1)
     for _ in range(500):
         parts = drawn(rng, controls_of(words))
@@ -182,7 +180,7 @@ def test_parts_have_the_tokens_of_the_whole(words: Words, vocabulary: NativeVoca
         assert vocabulary.tokenize_parts(parts) == vocabulary.tokenize(whole, special=True), parts
 
 
-def test_words_hold_no_control_tokens(words: Words, vocabulary: NativeVocabulary) -> None:
+def test_words_hold_no_control_tokens(words: Words, vocabulary: NativeTokenizer) -> None:
     """Neither alone, nor where the template's text ends what they begin."""
     controls = {
         token
@@ -204,19 +202,19 @@ def test_words_hold_no_control_tokens(words: Words, vocabulary: NativeVocabulary
 
 
 @pytest.mark.parametrize("words", ["spm, phi-3"], indirect=True)
-def test_marks_that_a_converter_took_for_words(words: Words, vocabulary: NativeVocabulary) -> None:
+def test_marks_that_a_converter_took_for_words(words: Words, vocabulary: NativeTokenizer) -> None:
     mark = words.tokens.index("<|u|>")
     assert mark in vocabulary.tokenize("a<|u|>b")  # llama.cpp finds it in any text
     assert mark not in vocabulary.tokenize_parts([("a<|u|>b", False)])
     assert mark in vocabulary.tokenize_parts([("<|u|>", True), ("a<|u|>b", False)])
     found = vocabulary.tokenize_parts([("a<|u|> <|u|><|u|>b", False)])
-    spelled = b"".join(vocabulary.piece(token, special=True) for token in found)
+    spelled = b"".join(vocabulary.token_to_piece(token, special=True) for token in found)
     assert spelled == b" a<|u|> <|u|><|u|>b"  # no space where a mark was, and none eaten
 
 
 @pytest.mark.parametrize("words", [name for name in VOCABULARIES if name != "wpm"], indirect=True)
 def test_a_text_that_goes_on_has_no_space_before_it(
-    words: Words, vocabulary: NativeVocabulary
+    words: Words, vocabulary: NativeTokenizer
 ) -> None:
     """Its tokens are those that it has behind a letter which does not merge with it."""
     rng = random.Random(2)
@@ -225,11 +223,13 @@ def test_a_text_that_goes_on_has_no_space_before_it(
         if "ab " in text:
             continue  # a token that is found before any other, and behind which a text begins anew
         found = vocabulary.tokenize_parts([(text, False)], after_text=True)
-        spelled = b"".join(vocabulary.piece(token, special=True) for token in found).decode()
+        spelled = b"".join(
+            vocabulary.token_to_piece(token, special=True) for token in found
+        ).decode()
         assert spelled == (text if words.model != "t5" else " ".join(text.split(" "))), text
 
 
-def test_named_tokens(words: Words, vocabulary: NativeVocabulary) -> None:
+def test_named_tokens(words: Words, vocabulary: NativeTokenizer) -> None:
     found = {name: words.tokens[token] for name, token in vocabulary.named_tokens.items()}
     for name, key in (("bos_token", "bos"), ("eos_token", "eos"), ("pad_token", "padding")):
         if key in words.ids:
@@ -248,7 +248,7 @@ INST = (
 
 @pytest.mark.parametrize("words", ["spm", "spm, no prefix", "spm, phi-3", "ugm"], indirect=True)
 def test_a_conversation_has_the_tokens_of_its_text(
-    words: Words, vocabulary: NativeVocabulary
+    words: Words, vocabulary: NativeTokenizer
 ) -> None:
     template = ChatTemplate(INST, {})
     for system, user, after in (("", "abc a", "sue"), ("be sae", " </ s ", "é\n")):
@@ -262,6 +262,8 @@ def test_a_conversation_has_the_tokens_of_its_text(
             *vocabulary.tokenize_parts(goes_on, after_text=True),
         ]
         assert tokens == vocabulary.tokenize(whole, special=True)
-        shown = b"".join(vocabulary.piece(token, special=True) for token in tokens).decode()
+        shown = b"".join(
+            vocabulary.token_to_piece(token, special=True) for token in tokens
+        ).decode()
         if words.model == "llama":
             assert f"[INST] {after} [/INST]" in shown

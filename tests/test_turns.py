@@ -10,16 +10,16 @@ from typing import Any
 import pytest
 
 from streamsink import session
-from streamsink.chat import Chat
+from streamsink.chat.chat import Chat
+from streamsink.chat.template import ChatTemplate
+from streamsink.chat.thinking import Said, Thoughts
+from streamsink.core.policy import SinkPolicy
+from streamsink.core.sampling import Sampling
+from streamsink.core.snapshot import Turn
+from streamsink.engine.stream import Stream
 from streamsink.errors import UsageError
-from streamsink.policy import SinkPolicy
-from streamsink.remains import what_is_left
-from streamsink.sampling import Sampling
 from streamsink.session import export
-from streamsink.snapshot import Turn
-from streamsink.stream import Stream
-from streamsink.template import ChatTemplate
-from streamsink.thinking import Said, Thoughts
+from streamsink.session.remains import what_is_left
 from tests.fake_backend import BOS, EOS, FakeBackend
 from tests.test_chat import SOURCE, Scripted, answer, fed, open_chat
 

@@ -20,16 +20,17 @@ from unittest.mock import patch
 
 import pytest
 
-import streamsink.stream
-from streamsink import session, undo
-from streamsink.chat import Chat
+import streamsink.engine.stream
+from streamsink import session
+from streamsink.chat.chat import Chat
+from streamsink.chat.template import ChatTemplate
+from streamsink.core.events import Step
+from streamsink.core.policy import SinkPolicy
+from streamsink.core.sampling import Sampling
+from streamsink.engine import undo
+from streamsink.engine.stream import Stream
 from streamsink.errors import StreamsinkError, UsageError
-from streamsink.interrupt import HeldBack
-from streamsink.policy import SinkPolicy
-from streamsink.records import Step
-from streamsink.sampling import Sampling
-from streamsink.stream import Stream
-from streamsink.template import ChatTemplate
+from streamsink.system.interrupt import DeferredSignals
 from tests.fake_backend import FakeBackend
 from tests.faulty_backend import FAULTS, FaultyBackend
 from tests.test_chat import SOURCE, Scripted
@@ -234,7 +235,7 @@ def test_handlers_that_raise_wait_too(number: signal.Signals) -> None:
 
     def handler(signum: int, frame: FrameType | None) -> None:
         while frame:
-            if frame.f_code.co_filename == streamsink.stream.__file__:
+            if frame.f_code.co_filename == streamsink.engine.stream.__file__:
                 raise Stop
             frame = frame.f_back
 
@@ -272,7 +273,7 @@ def test_all_handlers_come_back() -> None:
     before = signal.signal(signal.SIGUSR1, one)
     handlers = [signal.getsignal(number) for number in signal.valid_signals()]
     try:
-        held = HeldBack()
+        held = DeferredSignals()
         signal.raise_signal(signal.SIGUSR1)
         signal.raise_signal(signal.SIGINT)
         with pytest.raises(RuntimeError, match="one"):

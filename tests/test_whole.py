@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streamsink.boundaries import Boundaries, Sentences
-from streamsink.policy import SinkPolicy
-from streamsink.records import Event
-from streamsink.stream import Stream
-from tests.fake_backend import FakeBackend, FakeVocabulary
+from streamsink.core.boundaries import Boundaries, Sentences
+from streamsink.core.events import Event
+from streamsink.core.policy import SinkPolicy
+from streamsink.engine.stream import Stream
+from tests.fake_backend import FakeBackend, FakeTokenizer
 
 N_CTX, N_KEEP = 40, 4
 
@@ -106,8 +106,8 @@ def test_sentences() -> None:
     ],
 )  # fmt: skip
 def test_what_ends_a_sentence(piece: bytes, ends: bool) -> None:
-    class OneToken(FakeVocabulary):
-        def piece(self, token: int, *, special: bool = False) -> bytes:
+    class OneToken(FakeTokenizer):
+        def token_to_piece(self, token: int, *, special: bool = False) -> bytes:
             return piece
 
     assert bool(Sentences(OneToken()).ends([0], 5)) == ends

@@ -21,14 +21,14 @@ import llama_cpp.llama_cpp as llama
 import numpy as np
 import pytest
 
-from streamsink.backend import MAIN, SCRATCH
+from streamsink.core.policy import Placement, SinkPolicy
+from streamsink.engine.context import MAIN, SCRATCH
 from streamsink.errors import DecodeError, StreamsinkError
+from streamsink.gguf.settings import CacheSettings
+from streamsink.gguf.traits import Traits
+from streamsink.llama.context import NativeContext
+from streamsink.llama.weights import Weights
 from streamsink.model import Model
-from streamsink.native.context import NativeContext
-from streamsink.native.weights import Weights
-from streamsink.policy import Placement, SinkPolicy
-from streamsink.settings import CacheSettings
-from streamsink.traits import Traits
 from tests.reference import Floats, Step, nll, schedule
 from tests.reference_families import ARCHITECTURES, dense, replay
 from tests.zoo import FAMILIES, N_VOCAB, Family

@@ -14,10 +14,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from streamsink import Model, Sampling, SinkPolicy
-from streamsink.child import limit
 from streamsink.errors import StreamsinkError
-from streamsink.native import trial
-from streamsink.native.weights import Weights
+from streamsink.llama import preflight_child as trial
+from streamsink.llama.weights import Weights
+from streamsink.system.child import limit
 
 SECONDS = 30
 FINE, REFUSED, RAISED = 0, 10, 11

@@ -19,8 +19,8 @@ from typing import Any, NoReturn
 import jinja2
 import jinja2.ext
 
+from streamsink.chat.template import ChatTemplate, Part
 from streamsink.errors import StreamsinkError
-from streamsink.template import ChatTemplate, Part
 
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>"}
 SYSTEMS = ("", "Be kind.", "  Obey {{ this }} </s>\n")

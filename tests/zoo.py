@@ -240,7 +240,7 @@ class Draft:
 
 @dataclass(frozen=True)
 class Facts:
-    """What is to be found out about a file; the names are those of `streamsink.traits.Traits`."""
+    """What is to be found out about a file, by the names of `streamsink.gguf.traits.Traits`."""
 
     rope: str = "norm"
     scaling: str = "none"

@@ -17,12 +17,12 @@ from typing import Literal, NamedTuple, ParamSpec, TypeAlias
 
 import numpy as np
 
-from streamsink import placement
-from streamsink.backend import MAIN, SCRATCH
+from streamsink.core import placement
+from streamsink.core.policy import SinkPolicy, discard_size
+from streamsink.core.sampling import Sampling
+from streamsink.engine.context import MAIN, SCRATCH
+from streamsink.engine.stream import Stream
 from streamsink.model import Model
-from streamsink.policy import SinkPolicy, discard_size
-from streamsink.sampling import Sampling
-from streamsink.stream import Stream
 
 P = ParamSpec("P")
 Rows: TypeAlias = Literal["last", "all"]
@@ -227,7 +227,7 @@ class FullStream:
     # -- between blocks -------------------------------------------------------------------------
 
     def _tokens(self, n: int) -> list[int]:
-        n_tokens = self._backend.vocabulary.n_tokens
+        n_tokens = self._backend.tokenizer.n_tokens
         return [self._random.randrange(n_tokens) for _ in range(n)]
 
     def _feed(self, n: int) -> None:

@@ -9,9 +9,9 @@ from itertools import pairwise
 from typing import Any
 
 from streamsink.bench.task import Place, Task
+from streamsink.core.policy import SinkPolicy
 from streamsink.errors import UsageError
-from streamsink.memory import resident_bytes
-from streamsink.policy import SinkPolicy
+from streamsink.system.memory import resident_bytes
 
 POINTS = 100
 """How often memory is looked at."""

@@ -13,7 +13,7 @@ from streamsink.bench.recall import RecallSettings
 from streamsink.bench.speed import SpeedSettings
 from streamsink.bench.task import Setup, Task
 from streamsink.errors import UsageError
-from streamsink.settings import CacheSettings
+from streamsink.gguf.settings import CacheSettings
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from streamsink.bench.ppl import slack_name
 from streamsink.bench.rows import rope_name
 from streamsink.bench.statistics import paired_interval
+from streamsink.core.policy import LARGEST
 from streamsink.errors import StreamsinkError
-from streamsink.policy import LARGEST
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

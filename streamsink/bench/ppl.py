@@ -23,12 +23,12 @@ from streamsink.bench import text
 from streamsink.bench.scores import ScoreFile, read_scores
 from streamsink.bench.statistics import bootstrap_interval, curve, mean_nll, perplexity
 from streamsink.bench.task import Place, Task
+from streamsink.core.policy import LARGEST, Discard, SinkPolicy
+from streamsink.engine.scoring import nll
+from streamsink.engine.stream import Stream
 from streamsink.errors import UsageError
-from streamsink.policy import LARGEST, Discard, SinkPolicy
-from streamsink.reading import OnError
-from streamsink.scoring import nll
-from streamsink.settings import CacheSettings
-from streamsink.stream import Stream
+from streamsink.gguf.settings import CacheSettings
+from streamsink.system.reading import OnError
 
 Kind: TypeAlias = Literal["dense", "window", "sink", "recompute"]
 KINDS: tuple[Kind, ...] = ("dense", "window", "sink", "recompute")

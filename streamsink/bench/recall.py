@@ -36,16 +36,16 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from streamsink.backend import MAIN, SCRATCH
 from streamsink.bench import text
 from streamsink.bench.facts import MOST_FACTS, VALUES, Fact, draw_asked, draw_facts
 from streamsink.bench.statistics import wilson_interval
 from streamsink.bench.task import Place, Progress, Task
+from streamsink.core.policy import Discard, SinkPolicy, discard_size
+from streamsink.engine.context import MAIN, SCRATCH
+from streamsink.engine.scoring import nll
+from streamsink.engine.stream import Stream
 from streamsink.errors import CapabilityError, UsageError
 from streamsink.model import Model
-from streamsink.policy import Discard, SinkPolicy, discard_size
-from streamsink.scoring import nll
-from streamsink.stream import Stream
 
 Where: TypeAlias = Literal["stream", "pinned"]
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from streamsink.closing import Closing
 from streamsink.errors import StreamsinkError
+from streamsink.system.closing import Closing
 
 DTYPE = np.dtype("<f4")
 

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from streamsink.bench.full_stream import BATCH, N_REPIN, FullStream, Sample
 from streamsink.bench.task import Place, Task
+from streamsink.core.policy import Discard, Placement, SinkPolicy
 from streamsink.errors import UsageError
-from streamsink.policy import Discard, Placement, SinkPolicy
 
 Block: TypeAlias = Callable[[FullStream], Sample]
 

@@ -9,8 +9,8 @@ from typing import Any, Protocol
 from streamsink.bench.folder import RunFolder
 from streamsink.bench.task import Place, Task
 from streamsink.errors import CapabilityError
+from streamsink.gguf.settings import USUAL, CacheSettings
 from streamsink.model import Model
-from streamsink.settings import USUAL, CacheSettings
 
 
 class Watcher(Protocol):

@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from streamsink.core.policy import SinkPolicy
+from streamsink.engine.stream import Stream
+from streamsink.gguf.settings import USUAL, CacheSettings
 from streamsink.model import Model
-from streamsink.policy import SinkPolicy
-from streamsink.settings import USUAL, CacheSettings
-from streamsink.stream import Stream
 
 Progress: TypeAlias = Callable[[float], object]
 """Called with the part of a task that is done, from 0 to 1, a few times a second at most."""

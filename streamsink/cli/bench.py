@@ -15,7 +15,6 @@ import typer
 from typer.core import TyperGroup
 
 from streamsink import policy as policies
-from streamsink.advice import warnings
 from streamsink.cli import terminal
 from streamsink.cli.grouped import grouped
 from streamsink.cli.opening import warn
@@ -26,10 +25,11 @@ from streamsink.cli.options import (
     discard_of,
     number,
 )
+from streamsink.core.policy import LARGEST
 from streamsink.errors import UsageError
-from streamsink.policy import LARGEST
-from streamsink.reading import stdin
+from streamsink.gguf.advice import warnings
 from streamsink.registry import DEFAULT_MODEL
+from streamsink.system.reading import stdin
 
 if TYPE_CHECKING:
     from streamsink.bench.folder import RunFolder
@@ -299,12 +299,12 @@ def _setup(engine: EngineOptions, cache: CacheOptions) -> Setup:
 def _measure(context: typer.Context, model: str, plan: Plan, options: RunOptions) -> None:
     """Run a plan, or go on with one; then print it and draw its report."""
     from streamsink.bench import suite
+    from streamsink.bench.environment import identity
     from streamsink.bench.folder import RunFolder
     from streamsink.bench.plan import Plan
     from streamsink.bench.report import write_report
     from streamsink.cli import runs
     from streamsink.cli.progress import Bar
-    from streamsink.environment import identity
     from streamsink.model import Model
 
     resume, seed = options.resume, options.seed
@@ -353,8 +353,8 @@ def _check_alone(context: typer.Context) -> None:
 def _create(kind: str, asked: str, model: Any, plan: Plan, options: RunOptions) -> RunFolder:
     from dataclasses import replace
 
+    from streamsink.bench.environment import environment, identity
     from streamsink.bench.folder import RunFolder
-    from streamsink.environment import environment, identity
 
     now = datetime.now(timezone.utc)
     path = options.out or Path("streamsink-runs") / f"{now:%Y-%m-%d-%H%M%S}-{kind}"

@@ -22,15 +22,15 @@ from streamsink.cli.options import (
     SamplingOptions,
 )
 from streamsink.errors import UsageError
-from streamsink.reading import given, read_whole, separator_of
+from streamsink.system.reading import given, read_whole, separator_of
 
 if TYPE_CHECKING:
+    from streamsink.chat.template import ChatTemplate
+    from streamsink.core.events import Event
+    from streamsink.core.snapshot import Conversation
     from streamsink.model import Model
-    from streamsink.records import Event
     from streamsink.session import Session
     from streamsink.session.shelf import Kept
-    from streamsink.snapshot import Talk
-    from streamsink.template import ChatTemplate
 
 
 @grouped
@@ -88,7 +88,7 @@ def chat(
     engine: EngineOptions,
     log: LogOptions,
 ) -> None:
-    """Talk with a model without end; it forgets the oldest words, never the pinned ones.
+    """Conversation with a model without end; it forgets the oldest words, never the pinned ones.
 
     When stdin is no terminal, each line is a turn and the answers go to stdout as plain text.
     A turn that begins with a slash is a command, and one that begins with two is said with one.
@@ -119,7 +119,7 @@ def chat(
             session=kept.path if kept and saved else None,
             hears=lambda event: cuts.append(event) if event.cut else None,
         ) as (loaded, stream):
-            from streamsink.chat import Chat
+            from streamsink.chat.chat import Chat
             from streamsink.cli.conversation import Conversation
 
             talk = saved.talk if saved else None
@@ -175,11 +175,11 @@ def _its_model(saved: Session) -> str:
 
 
 def _template(
-    asked: str | None, model: Model, talk: Talk | None, thinking: bool | None
+    asked: str | None, model: Model, talk: Conversation | None, thinking: bool | None
 ) -> ChatTemplate:
     """The template by name or out of a file, or else as it was, or the model's own."""
-    from streamsink.native import templates
-    from streamsink.template import ChatTemplate, is_name
+    from streamsink.chat.template import ChatTemplate, is_name
+    from streamsink.llama import builtin_templates as templates
 
     source = asked or (talk.template if talk else model.chat_template)
     if asked and not is_name(asked):

@@ -8,22 +8,22 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from streamsink.chat.thinking import Thoughts
 from streamsink.cli import terminal
 from streamsink.cli.keeping import Keeping
 from streamsink.cli.options import discard_of, keep_of
 from streamsink.errors import StreamsinkError, UsageError
-from streamsink.reading import turns, typed
 from streamsink.session import shelf
-from streamsink.thinking import Thoughts
+from streamsink.system.reading import turns, typed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from streamsink.chat import Chat
+    from streamsink.chat.chat import Chat
     from streamsink.cli.terminal import Write
-    from streamsink.records import Event, Stats
-    from streamsink.remains import Memory
-    from streamsink.sampling import Sampling
+    from streamsink.core.events import Event, Stats
+    from streamsink.core.sampling import Sampling
+    from streamsink.session.remains import Memory
 
 COMMANDS = {
     "help": ("", "this text"),

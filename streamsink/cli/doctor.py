@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from streamsink.advice import warnings
-from streamsink.child import SURVEYOR, Child
 from streamsink.cli import terminal
 from streamsink.cli.grouped import grouped
 from streamsink.cli.options import EngineOptions, ModelName
 from streamsink.cli.table import show
 from streamsink.errors import StreamsinkError, UsageError
-from streamsink.memory import available_bytes, gib
+from streamsink.gguf.advice import warnings
 from streamsink.registry import resolve
+from streamsink.system.child import SURVEYOR, Child
+from streamsink.system.memory import available_bytes, gib
 
 if TYPE_CHECKING:
-    from streamsink.backend import Capabilities
-    from streamsink.survey import Need, Survey
+    from streamsink.engine.context import Capabilities
+    from streamsink.gguf.inspection import Need, Survey
 
 PROMPT = "Once upon a time"
 """Of a recommended command that goes on from a text."""
@@ -50,7 +50,7 @@ def doctor(
     path = Path(resolve(model))
     # Begun before NumPy and the rest are imported here: both take a quarter of a second.
     with Child(SURVEYOR, gpu=True) as process:
-        from streamsink.survey import survey
+        from streamsink.gguf.inspection import survey
 
         found = survey(path, settings, contexts, engine.gpu_layers, process)
     free = available_bytes() if found.gpu_bytes is None else found.gpu_bytes
@@ -82,7 +82,7 @@ def _contexts(text: str) -> list[int]:
 
 
 def _show_model(found: Survey, free: int) -> None:
-    from streamsink.recommendation import fits
+    from streamsink.gguf.recommendation import fits
 
     show(("model", found.path.name), [[name, text] for name, text in _traits(found)])
     terminal.say()
@@ -129,7 +129,7 @@ def _traits(found: Survey) -> list[tuple[str, str]]:
         "diffusion": t.diffusion,
         "sees later tokens": not t.causal,
     }
-    from streamsink.settings import USUAL
+    from streamsink.gguf.settings import USUAL
 
     gain = t.shift_gain(USUAL)
     kv = {name: found.kv_bytes(name) for name in dict.fromkeys(n.cache_type for n in found.needs)}
@@ -186,7 +186,7 @@ def _command(
 
     Why it is none, or not a chat, becomes part of the advice.
     """
-    from streamsink.recommendation import recommend
+    from streamsink.gguf.recommendation import recommend
 
     best = recommend(found, free)
     if isinstance(best, str):
@@ -207,7 +207,7 @@ def _command(
 
 def _no_chat(found: Survey) -> str:
     """Why a model's template cannot be used; '' where it can."""
-    from streamsink.template import ChatTemplate
+    from streamsink.chat.template import ChatTemplate
 
     try:
         tried = ChatTemplate(found.traits.chat_template, found.special_texts)
@@ -240,9 +240,9 @@ def _record(found: Survey, free: int, advice: list[str], command: str | None) ->
 
 
 def _show_installation(as_json: bool) -> None:
-    from streamsink.environment import environment
-    from streamsink.native import amx
-    from streamsink.native.devices import devices
+    from streamsink.bench.environment import environment
+    from streamsink.llama import amx
+    from streamsink.llama.devices import devices
 
     about = environment()
     found = devices()

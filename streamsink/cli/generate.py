@@ -19,10 +19,10 @@ from streamsink.cli.options import (
     SamplingOptions,
 )
 from streamsink.errors import UsageError
-from streamsink.reading import given, read_text
+from streamsink.system.reading import given, read_text
 
 if TYPE_CHECKING:
-    from streamsink.stream import Stream
+    from streamsink.engine.stream import Stream
 
 
 @grouped

@@ -17,8 +17,8 @@ from streamsink.errors import SessionError, UsageError
 from streamsink.session import shelf
 
 if TYPE_CHECKING:
-    from streamsink.chat import Chat
-    from streamsink.sampling import Sampling
+    from streamsink.chat.chat import Chat
+    from streamsink.core.sampling import Sampling
 
 
 class Keeping:

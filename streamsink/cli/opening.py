@@ -12,17 +12,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from streamsink.advice import warnings
 from streamsink.cli import terminal
 from streamsink.cli.options import CacheOptions, EngineOptions, LogOptions, usual_ctx
+from streamsink.core.policy import SinkPolicy
 from streamsink.errors import UsageError
-from streamsink.policy import SinkPolicy
+from streamsink.gguf.advice import warnings
 from streamsink.registry import entry_for, resolve
 
 if TYPE_CHECKING:
+    from streamsink.core.events import Event
+    from streamsink.engine.stream import Stream
     from streamsink.model import Model
-    from streamsink.records import Event
-    from streamsink.stream import Stream
 
 Hears: TypeAlias = "Callable[[Event], object]"
 

@@ -10,12 +10,12 @@ from typing import Annotated, Any, cast
 import typer
 
 from streamsink import policy as policies
+from streamsink.core.policy import SinkPolicy
+from streamsink.core.sampling import Sampling
 from streamsink.errors import UsageError
-from streamsink.policy import SinkPolicy
-from streamsink.reading import read_whole
+from streamsink.gguf.settings import CacheSettings
 from streamsink.registry import Entry, entry_for, load_registry
-from streamsink.sampling import Sampling
-from streamsink.settings import CacheSettings
+from streamsink.system.reading import read_whole
 
 N_CTX = 2048
 """Tokens of context where nobody says how many."""

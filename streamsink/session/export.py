@@ -6,9 +6,9 @@ import json
 from datetime import datetime, timezone
 from pathlib import Path
 
-from streamsink.remains import Memory, what_is_left
+from streamsink.core.snapshot import Snapshot, Turn
 from streamsink.session.file import Session
-from streamsink.snapshot import Snapshot, Turn
+from streamsink.session.remains import Memory, what_is_left
 
 
 def left(turn: Turn, stream: Snapshot) -> Memory:

@@ -22,10 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamsink import __version__
-from streamsink.atomic import replacing
+from streamsink.core.snapshot import CacheKey, Conversation, Snapshot
 from streamsink.errors import SessionError, StreamsinkError
-from streamsink.regular import open_regular
-from streamsink.snapshot import CellKind, Snapshot, Talk
+from streamsink.system.atomic import replacing
+from streamsink.system.regular import open_regular
 
 VERSION = 2
 RECORD, CELLS, LOGITS = "session.json", "cells.bin", "logits.bin"
@@ -39,11 +39,11 @@ class Session:
 
     Attributes
     ----------
-    kind : CellKind
+    kind : CacheKey
         The model, and what the cells depend on.
     stream : Snapshot
         Where the stream stands.
-    talk : Talk or None
+    talk : Conversation or None
         The conversation, where there is one.
     saved : float
         When, in seconds since 1970.
@@ -53,9 +53,9 @@ class Session:
         Version of streamsink.
     """
 
-    kind: CellKind
+    kind: CacheKey
     stream: Snapshot
-    talk: Talk | None
+    talk: Conversation | None
     saved: float
     version: int = VERSION
     by: str = __version__
@@ -69,9 +69,9 @@ class _Versioned(msgspec.Struct):
 
 def write(
     path: Path,
-    kind: CellKind,
+    kind: CacheKey,
     stream: Snapshot,
-    talk: Talk | None,
+    talk: Conversation | None,
     cells: memoryview | None,
     logits: NDArray[np.float32] | None = None,
 ) -> None:

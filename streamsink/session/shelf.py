@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
-from streamsink.atomic import clear_away
 from streamsink.errors import SessionError, UsageError
-from streamsink.fingerprint import Stamp
-from streamsink.lock import Lock
+from streamsink.gguf.fingerprint import Stamp
 from streamsink.registry import models_dir
-from streamsink.regular import open_regular, require_replaceable
 from streamsink.session.file import OWNER_ONLY, is_archive
+from streamsink.system.atomic import clear_away
+from streamsink.system.lock import Lock
+from streamsink.system.regular import open_regular, require_replaceable
 
 SUFFIX = ".session"
 LONGEST = 200

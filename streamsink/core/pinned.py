@@ -1,0 +1,97 @@
+"""What is pinned on one stream: a policy's ``n_keep`` as a number, and what stands beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from streamsink.core.ledger import Ledger
+from streamsink.core.policy import SinkPolicy
+from streamsink.errors import UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class PinnedSpan:
+    """A part of the stream that is pinned beside the prefix.
+
+    Attributes
+    ----------
+    ranges : tuple of (int, int)
+        Index ranges of the stream that it repeats, half-open, in order.
+    tokens : tuple of int
+        Their tokens.
+    """
+
+    ranges: tuple[tuple[int, int], ...]
+    tokens: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Pinned:
+    """What ``n_keep`` comes to on a stream.
+
+    Attributes
+    ----------
+    n_prompt : int
+        Tokens of the first prompt: what -1 pins.
+    n_system : int or None
+        Tokens of the system block: what ``"system"`` pins; ``None`` where there is no chat.
+    n_prefix : int or None
+        Tokens of a prefix that was swapped; ``None`` where the policy says how many are pinned.
+    spans : tuple of PinnedSpan
+        What is pinned beside the prefix, right behind it.
+    """
+
+    n_prompt: int = 0
+    n_system: int | None = None
+    n_prefix: int | None = None
+    spans: tuple[PinnedSpan, ...] = ()
+
+    @property
+    def n_spans(self) -> int:
+        """Tokens of all spans."""
+        return sum(len(span.tokens) for span in self.spans)
+
+    def n_keep(self, policy: SinkPolicy, ledger: Ledger) -> int:
+        """How many tokens of a stream are pinned under a policy.
+
+        Raises
+        ------
+        UsageError
+            A system block is to be pinned, and nobody said which.
+        """
+        return self._n_prefix(policy, ledger) + self.n_spans
+
+    def _n_prefix(self, policy: SinkPolicy, ledger: Ledger) -> int:
+        if self.n_prefix is not None:
+            return self.n_prefix
+        if policy.n_keep == "system":
+            if self.n_system is not None:
+                return self.n_system
+            if ledger.next_index:
+                raise UsageError("--keep system needs a chat: give a number, or -1")
+            return 0
+        if policy.n_keep == -1:
+            return ledger.n_before(self.n_prompt) - self.n_spans
+        return policy.n_keep
+
+
+def pinned_ranges(prefix: Iterable[range], pinned: Pinned) -> tuple[tuple[int, int], ...]:
+    """Index ranges of the stream that stay for good: of the prefix, and of what spans repeat."""
+    own = ((part.start, part.stop) for part in prefix)
+    return (*own, *(one for span in pinned.spans for one in span.ranges))
+
+
+def check_window(n_keep: int, n_ctx: int) -> None:
+    """Refuse to pin all there is.
+
+    Raises
+    ------
+    UsageError
+        No window is left.
+    """
+    if n_keep >= n_ctx:
+        raise UsageError(
+            f"a pinned prefix of {n_keep} tokens leaves no window in n_ctx {n_ctx}: raise --ctx "
+            f"above {n_keep}, or pin less (--keep, a shorter prompt)"
+        )

@@ -1,0 +1,211 @@
+"""What a stream keeps and what it evicts: plain numbers and pure functions, no engine.
+
+The words are those of StreamingLLM (arXiv 2309.17453) and of llama.cpp's ``--keep``: the first
+``n_keep`` tokens are pinned (the attention sink), the most recent ones form the window, and
+``n_discard`` of the oldest window tokens leave at once when the cache is full.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, TypeAlias
+
+from streamsink.errors import UsageError
+from streamsink.system.checked import truth, whole
+
+Placement: TypeAlias = Literal["rotate", "reanchor"]
+Keep: TypeAlias = int | Literal["system"]
+Discard: TypeAlias = int | Literal["half", "turn", "sentence"]
+
+WHOLES = ("turn", "sentence")
+"""What may be evicted whole."""
+PLACEMENTS = ("auto", "rotate", "reanchor")
+LARGEST = 2**24
+"""Upper bound of every count: beyond it a 32-bit float cannot tell two positions apart."""
+
+
+@dataclass(frozen=True, slots=True)
+class SinkPolicy:
+    """How a stream forgets.
+
+    Parameters
+    ----------
+    n_keep : int or "system"
+        Tokens pinned at the head of the stream, BOS counted. ``-1`` pins the whole first prompt,
+        ``"system"`` the rendered system block of a chat (`streamsink.chat` turns it into a number).
+    n_discard : int, "half", "turn" or "sentence"
+        Tokens evicted at once when the cache is full. ``1`` is the paper, ``0`` and ``"half"`` are
+        half of the window (llama.cpp's convention). ``"turn"`` and ``"sentence"`` evict the oldest
+        whole ones, so that the window begins where one begins (`Stream.begin_turn`); of one that
+        fills the window half is cut off.
+    placement : {"auto", "rotate", "reanchor"}
+        How sink and window are brought side by side again, see `streamsink.core.placement`.
+    slack : int, optional
+        Positions that the sink may trail the window before it is brought up again. ``0`` gives the
+        paper's positions at every step; ``None`` lets the stream choose (`default_slack`).
+    force : bool
+        Take a ``placement`` that is only approximate on the model, which is refused otherwise.
+
+    Raises
+    ------
+    UsageError
+        A value that no context could satisfy.
+    """
+
+    n_keep: Keep = 4
+    n_discard: Discard = 1
+    placement: Literal["auto", "rotate", "reanchor"] = "auto"
+    slack: int | None = None
+    force: bool = False
+
+    def __post_init__(self) -> None:
+        checked: dict[str, object] = {"force": truth("force", self.force)}
+        if self.n_keep != "system":
+            possible = "a number of tokens, -1 (the whole prompt) or 'system',"
+            checked["n_keep"] = whole("keep", self.n_keep, -1, LARGEST, possible)
+        if self.n_discard not in ("half", *WHOLES):
+            possible = "a number of tokens, 0, 'half', 'turn' or 'sentence',"
+            checked["n_discard"] = whole("discard", self.n_discard, 0, LARGEST, possible)
+        if self.placement not in PLACEMENTS:
+            raise UsageError(
+                f"placement {self.placement!r} is not one of {', '.join(PLACEMENTS)} (--placement)"
+            )
+        if self.slack is not None:
+            checked["slack"] = whole("slack", self.slack, 0, LARGEST, "a number of positions")
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
+
+    def check(self, n_ctx: int) -> None:
+        """Hold the policy against a context size, before anything is loaded.
+
+        Raises
+        ------
+        UsageError
+            The sink leaves no window, or more is to be discarded than a window holds.
+        """
+        whole("ctx", n_ctx, 1, LARGEST, "a number of tokens")
+        n_keep = self.n_keep if isinstance(self.n_keep, int) else 0
+        if n_keep >= n_ctx:
+            raise UsageError(
+                f"--keep {n_keep} leaves no window in --ctx {n_ctx}: "
+                f"keep at most {n_ctx - 1}, or raise --ctx"
+            )
+        if isinstance(self.n_discard, int) and self.n_discard > n_ctx - max(n_keep, 0):
+            raise UsageError(
+                f"--discard {self.n_discard} is more than the window of "
+                f"{n_ctx - max(n_keep, 0)} tokens that --ctx {n_ctx} --keep {n_keep} leaves"
+            )
+
+
+def discard_size(policy: SinkPolicy, n_ctx: int, n_pinned: int) -> int:
+    """Tokens that one eviction takes out of a full cache, at least one.
+
+    ``half`` follows llama.cpp's completion example: half of what is not pinned. It is also what is
+    cut off where nothing whole can leave.
+    """
+    window = n_ctx - n_pinned
+    n_discard = policy.n_discard if isinstance(policy.n_discard, int) else 0
+    return max(1, min(n_discard or window // 2, window))
+
+
+class Chunk(NamedTuple):
+    """The next tokens to decode in one call.
+
+    Attributes
+    ----------
+    n_tokens : int
+        Tokens of the call.
+    n_groups : int
+        Evictions that belong to it: 0 where there is room, else one before each run of
+        ``n_discard`` tokens. More than one needs lanes (`streamsink.core.lanes`).
+    """
+
+    n_tokens: int
+    n_groups: int
+
+
+def next_chunk(
+    n_waiting: int,
+    *,
+    room: int,
+    n_window: int,
+    n_discard: int,
+    gap: int,
+    slack: int,
+    n_batch: int,
+    n_lanes: int,
+    n_spare: int,
+) -> Chunk:
+    """Choose how many waiting tokens the next decode takes, so that each sees what it would alone.
+
+    Parameters
+    ----------
+    n_waiting : int
+        Tokens still to be fed, at least 1.
+    room : int
+        Free places in the window now.
+    n_window : int
+        Tokens that may be evicted now. One decode cannot evict what it writes, and in every lane a
+        token must stay for the batch to continue from.
+    n_discard, gap, slack : int
+        Size of an eviction; positions the sink trails by now, and may trail by.
+    n_batch : int
+        Most tokens in one decode.
+    n_lanes : int
+        Most evictions in one decode (1 where lanes do not work).
+    n_spare : int
+        Cells beyond ``n_ctx``: tokens whose eviction is under way still occupy theirs.
+    """
+    if room > 0:
+        return Chunk(min(n_waiting, room, n_batch), 0)
+    # The sink moves before the call or not at all: within one call the gap may only grow to slack.
+    trail = gap if gap + n_discard <= slack else -n_discard
+    n_groups = min(
+        -(-n_waiting // n_discard),
+        (slack - trail) // n_discard,
+        n_lanes,
+        (n_window - 1) // n_discard,
+        n_batch // n_discard,
+        (n_spare + n_discard) // n_discard,
+    )
+    n_groups = max(1, n_groups)
+    return Chunk(min(n_waiting, n_groups * n_discard, n_batch), n_groups)
+
+
+CYCLE = 64
+"""Slack is chosen so that a cycle of one-token evictions fills whole batches of this many lanes."""
+SHARE = 0.01
+"""Part of the time that moves may take."""
+OVERSHOOT = 1 / 16
+"""How far beyond the trained context, in parts of it, a sink may trail. The window stays within;
+and at a full trained context of 8,192 a slack of 319 changes nothing that could be seen, nor does
+one of 1,024 (docs/README.md, drift)."""
+
+
+NEAR = 5 * CYCLE
+"""Positions that what is pinned may trail in any case: a sink of four tokens is then moved for one
+percent of the time. Beyond that, and beyond a window, what is pinned is hard to read: in a chat of
+the default model, n_ctx 320, a slack of 319 leaves a pinned fact foreseen, and one of 1,279 hardly
+(``scripts/pinned``; docs/README.md, slack)."""
+
+
+def move_cost(placement: Placement, n_keep: int) -> float:
+    """What bringing sink and window together takes, in decodes of one token.
+
+    Measured on SmolLM2-135M, 2 CPU cores, n_ctx 512 to 4,096: a K-shift takes 1.5 to 3.1 of them,
+    whatever it moves; evaluating 4, 16, 64, 200 tokens 3, 8.5, 28 to 34, 85 to 104.
+    """
+    return 3 if placement == "rotate" else 1 + n_keep / 2
+
+
+def default_slack(cost: float, n_ctx: int, n_ctx_train: int) -> int:
+    """Slack that hides the cost of a move, where the trained context leaves room for it.
+
+    Spread over a hundred times as many tokens as it costs, a move takes one percent of the time.
+    Sink and query must stay within the trained context and a little beyond: ``n_ctx + slack`` does.
+    And what is pinned must stay near enough to be read.
+    """
+    cycle = math.ceil(cost / SHARE / CYCLE) * CYCLE
+    longest = int(n_ctx_train * (1 + OVERSHOOT))
+    return max(0, min(cycle, longest - n_ctx + 1, max(n_ctx, NEAR)) - 1)

@@ -1,0 +1,79 @@
+"""How the next token is chosen: plain data, turned into a native chain by the backend."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from streamsink.system.checked import real, text, whole
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """Settings of a sampler chain, in the order in which they act.
+
+    Parameters
+    ----------
+    grammar : str, optional
+        GBNF grammar that the text must follow; its start symbol is ``root``. It may have 256 KiB,
+        50,000 elements (repeated ones counted), 100 parentheses within one another and 2,000
+        repetitions of an item, and llama.cpp must have tried it within 5 seconds.
+    repeat_penalty, frequency_penalty, presence_penalty : float
+        Penalties on recent tokens; 1, 0 and 0 switch them off.
+    repeat_last_n : int
+        How many recent tokens the penalties look at; of those before a generation, visible ones.
+    top_k : int
+        Keep the k likeliest tokens; 0 keeps all.
+    top_p : float
+        Keep the likeliest tokens that hold this much probability; 1 keeps all.
+    min_p : float
+        Drop tokens less likely than this share of the likeliest; 0 drops none.
+    temperature : float
+        Divides the logits; 0, and anything below 0.0001, takes the likeliest token.
+    seed : int, optional
+        Seed of the random draws; ``None`` draws one. What is drawn depends on it and on a token's
+        place in the stream alone, so a stream that was interrupted, forked or restored goes on as
+        it would have.
+
+    Raises
+    ------
+    UsageError
+        A value out of its range or of another type.
+    """
+
+    temperature: float = 0.8
+    top_k: int = 40
+    top_p: float = 0.95
+    min_p: float = 0.05
+    repeat_penalty: float = 1.0
+    repeat_last_n: int = 64
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    seed: int | None = None
+    grammar: str | None = None
+
+    def __post_init__(self) -> None:
+        checked: dict[str, object] = {
+            "temperature": real("temp", self.temperature, 0, 100),
+            "top_k": whole("top-k", self.top_k, 0, 2**30),
+            "top_p": real("top-p", self.top_p, 0, 1),
+            "min_p": real("min-p", self.min_p, 0, 1),
+            "repeat_penalty": real("repeat-penalty", self.repeat_penalty, 0.01, 100),
+            "repeat_last_n": whole("repeat-last-n", self.repeat_last_n, 0, 2**20),
+            "frequency_penalty": real("frequency-penalty", self.frequency_penalty, -100, 100),
+            "presence_penalty": real("presence-penalty", self.presence_penalty, -100, 100),
+        }
+        if self.seed is not None:
+            checked["seed"] = whole("seed", self.seed, 0, 2**32 - 2)
+        if self.grammar is not None:
+            checked["grammar"] = text("grammar", self.grammar)
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
+
+    @property
+    def penalizes(self) -> bool:
+        """Whether recent tokens matter."""
+        return self.repeat_last_n > 0 and (
+            self.repeat_penalty != 1.0
+            or self.frequency_penalty != 0.0
+            or self.presence_penalty != 0.0
+        )

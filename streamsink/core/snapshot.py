@@ -1,0 +1,236 @@
+"""Where a stream stands, as plain data: what a fork takes over, and what a session file holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from itertools import chain, pairwise
+
+from streamsink.core.events import Step
+from streamsink.core.ledger import Ledger, Piece
+from streamsink.core.pinned import Pinned, pinned_ranges
+from streamsink.core.policy import SinkPolicy
+from streamsink.core.sampling import Sampling
+from streamsink.errors import SessionError
+
+LARGEST_POSITION = 2**30
+"""Beyond it a position is damage: llama.cpp's are 32-bit integers."""
+
+
+@dataclass(frozen=True, slots=True)
+class CacheKey:
+    """What the cells of a cache depend on: those of one kind fit into any cache of that kind.
+
+    Attributes
+    ----------
+    model : str
+        Digest of the model's file.
+    engine : str
+        What computed them, with its version.
+    cache_type_k, cache_type_v : str
+        Types of keys and values.
+    flash_attn : bool or None
+        Whether attention is flash attention, which has the values lie otherwise; ``None`` where it
+        is left to llama.cpp.
+    swa_full : bool
+        Whether sliding-window layers keep all cells.
+    rope_scaling : str or None
+        How RoPE is stretched, if not the model's own way, and ``rope_scale`` by how much.
+    path : str
+        Where the model's file lies; does not matter.
+    """
+
+    model: str
+    engine: str
+    cache_type_k: str = "f16"
+    cache_type_v: str = "f16"
+    flash_attn: bool | None = False
+    swa_full: bool = False
+    rope_scaling: str | None = None
+    rope_scale: float = 1.0
+    path: str = field(default="", compare=False)
+
+    def is_printable(self) -> bool:
+        """Whether it may be told in a terminal, whoever wrote it."""
+        return all(str(getattr(self, each.name)).isprintable() for each in fields(self))
+
+    def difference(self, other: CacheKey) -> str:
+        """What keeps these cells out of another cache, as a clause; empty if nothing does."""
+        for name in (each.name for each in fields(self) if each.compare):
+            mine, theirs = getattr(self, name), getattr(other, name)
+            if mine != theirs:
+                what = name.replace("_", " ")
+                return f"they were made with {what} {mine}, and here it is {theirs}"
+        return ""
+
+
+@dataclass(slots=True)
+class Counters:
+    """How often what has happened."""
+
+    evicted: int = 0
+    evictions: int = 0
+    reanchors: int = 0
+    shifts: int = 0
+    rebases: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Where a stream stands, its cells aside.
+
+    Attributes
+    ----------
+    n_ctx : int
+        Tokens that a token can attend to.
+    policy : SinkPolicy
+        What to keep, what to evict.
+    n_keep : int
+        Tokens that the policy pins, as a number.
+    n_tokens : int
+        Tokens decoded so far, and so the index of the next.
+    pieces : tuple of Piece
+        The live tokens, oldest first; the last piece is the window.
+    pending : tuple of int
+        Tokens of the stream that are not decoded yet.
+    pinned : Pinned
+        What is pinned beside the prefix, and what ``n_keep`` stands for.
+    boundaries : tuple of int
+        Indices at which the window may begin.
+    counters : Counters
+        How often what has happened.
+    """
+
+    n_ctx: int
+    policy: SinkPolicy
+    n_keep: int
+    n_tokens: int
+    pieces: tuple[Piece, ...]
+    pending: tuple[int, ...]
+    pinned: Pinned
+    boundaries: tuple[int, ...]
+    counters: Counters
+
+    @property
+    def sees(self) -> tuple[tuple[int, int], ...]:
+        """Index ranges that the next token can see, half-open, oldest first."""
+        ranges = [(piece.index, piece.index + len(piece.tokens)) for piece in self.pieces]
+        return (*ranges, (self.n_tokens, self.index))
+
+    @property
+    def pinned_ranges(self) -> tuple[tuple[int, int], ...]:
+        """Index ranges of what stays for good, half-open."""
+        prefix = Ledger.of(self.pieces, self.n_keep, self.n_tokens).pinned()
+        return pinned_ranges(prefix, self.pinned)
+
+    @property
+    def index(self) -> int:
+        """Tokens taken in so far."""
+        return self.n_tokens + len(self.pending)
+
+    @property
+    def n_live(self) -> int:
+        """Tokens that are to be in the cache."""
+        return sum(len(piece.tokens) for piece in self.pieces)
+
+    def check(self, n_vocab: int) -> None:
+        """Hold what came out of a file against what a stream can be.
+
+        Raises
+        ------
+        SessionError
+            No stream is like this.
+        """
+        self.policy.check(self.n_ctx)
+        tokens = (*chain.from_iterable(piece.tokens for piece in self.pieces), *self.pending)
+        last = self.pieces[-1] if self.pieces else Piece(0, 0, ())
+        pinned = self.pinned
+        numbers = (
+            *(self.n_keep, self.n_tokens),
+            *(pinned.n_prompt, pinned.n_system or 0, pinned.n_prefix or 0),
+        )
+        counts = (getattr(self.counters, each.name) for each in fields(self.counters))
+        ends = (*self.boundaries, self.n_tokens + len(self.pending) + 1)
+        sound = {
+            "a token is none of the model's": all(0 <= token < n_vocab for token in tokens),
+            "more tokens are live than n_ctx": self.n_live <= self.n_ctx,
+            "a number is below 0": min(*numbers, *counts) >= 0,
+            "the pinned prefix is too long": self.n_keep < self.n_ctx
+            and pinned.n_spans <= min(self.n_keep, self.n_live),
+            "tokens are missing at the end": last.index + len(last.tokens) == self.n_tokens,
+            # Those of a prefix that was swapped were never part of the stream.
+            "tokens are out of order": all(
+                a.index + len(a.tokens) <= b.index
+                for a, b in pairwise(piece for piece in self.pieces if piece.index >= 0)
+            ),
+            "positions are out of order": all(
+                a.pos + len(a.tokens) <= b.pos for a, b in pairwise(self.pieces)
+            ),
+            "a pinned span is out of order": all(
+                0 <= start < stop for span in pinned.spans for start, stop in span.ranges
+            ),
+            "a piece is empty": all(piece.tokens for piece in self.pieces[:-1]),
+            "a position is out of bounds": not self.pieces
+            or (self.pieces[0].pos >= 0 and last.pos + len(last.tokens) <= LARGEST_POSITION),
+            "a place for evictions is out of order": all(a < b for a, b in pairwise(ends)),
+        }
+        for what, holds in sound.items():
+            if not holds:
+                raise SessionError(f"the saved stream is damaged: {what}")
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What was said.
+
+    Attributes
+    ----------
+    role : {"user", "assistant"}
+    text : str
+    start, stop : int
+        Index range of its tokens in the stream, the template's around it included; half-open.
+    """
+
+    role: str
+    text: str
+    start: int = 0
+    stop: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """A conversation, its stream aside.
+
+    Attributes
+    ----------
+    turns : tuple of Turn
+        The whole of it, what the model has forgotten included.
+    system : str
+        The system prompt.
+    template : str
+        Source of the chat template.
+    block : (int, int)
+        Index range of the system block, half-open; below 0 once it was swapped.
+    ended : int or None
+        Index after the last answer, where the template's end of it stands already.
+    begun : int or None
+        Index at which the next question began, where quotes stand already.
+    quoted : str
+        These quotes.
+    last : Step or None
+        The last token of the last answer.
+    sampling : Sampling or None
+        How answers are chosen.
+    thinking : bool or None
+        Whether the model is to think before it answers, where that was said.
+    """
+
+    turns: tuple[Turn, ...] = ()
+    system: str = ""
+    template: str = ""
+    block: tuple[int, int] = (0, 0)
+    ended: int | None = None
+    begun: int | None = None
+    quoted: str = ""
+    last: Step | None = None
+    sampling: Sampling | None = None
+    thinking: bool | None = None

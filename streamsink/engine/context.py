@@ -1,0 +1,254 @@
+"""What a stream needs of an engine, and what the engine's model allows.
+
+`streamsink.llama` implements `Backend` over llama.cpp; the tests implement it in plain Python.
+A sequence is llama.cpp's: a set of cells that a token written to it can attend to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streamsink.core.ledger import Span
+from streamsink.core.sampling import Sampling
+from streamsink.core.snapshot import CacheKey
+
+Logits: TypeAlias = NDArray[np.float32]
+
+MAIN = 0
+"""The sequence that carries the stream."""
+SCRATCH = 1
+"""The sequence in which a sink is evaluated anew, empty in between."""
+FIRST_LANE = 1
+"""Sequences from here on are lanes (`streamsink.core.lanes`), empty in between. The last lane is
+the stream's neighbour by number, see `streamsink.llama.context`."""
+
+
+class Verdict(NamedTuple):
+    """How right a placement is on a model.
+
+    Attributes
+    ----------
+    level : {"exact", "approximate", "impossible"}
+        Exact to rounding; of some other effect, which ``force`` accepts; or not to be done at all.
+    why : str
+        The reason, as a clause; empty for exact.
+    """
+
+    level: Literal["exact", "approximate", "impossible"] = "exact"
+    why: str = ""
+
+
+EXACT = Verdict()
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What may be done to this model's cache.
+
+    Attributes
+    ----------
+    n_ctx_train : int
+        Tokens of context that the model was trained on, or that RoPE scaling stretches it to.
+    rotate, reanchor : Verdict
+        How right the placement is on this model.
+    no_stream : str
+        Why no placement can work; empty where one does.
+    takes_back : bool
+        Whether the newest tokens can be taken out of the cache again; a recurrent state holds them.
+    """
+
+    n_ctx_train: int
+    rotate: Verdict = EXACT
+    reanchor: Verdict = EXACT
+    no_stream: str = ""
+    takes_back: bool = True
+
+
+class Sampler(Protocol):
+    """A sampler chain for one generation."""
+
+    @property
+    def stuck(self) -> bool:
+        """Whether its grammar lets nothing follow the last token, not even the end of the text."""
+
+    def close(self) -> None:
+        """Free the chain."""
+
+
+class Tokenizer(Protocol):
+    """Tokens and text."""
+
+    @property
+    def bos(self) -> int | None:
+        """The token that opens a stream, ``None`` where the model expects none."""
+
+    @property
+    def n_tokens(self) -> int:
+        """Size of the vocabulary."""
+
+    def tokenize(self, text: str, *, special: bool = False) -> list[int]:
+        """Tokens of ``text``, no BOS added; ``special`` reads ``<|...|>`` as control tokens."""
+
+    def tokenize_parts(
+        self, parts: Sequence[tuple[str, bool]], *, after_text: bool = False
+    ) -> list[int]:
+        """Tokens of a text as a whole, no BOS added.
+
+        Parameters
+        ----------
+        parts : sequence of tuple
+            The text in pieces, and of each whether control tokens are read in it.
+        after_text : bool
+            Whether the text goes on from a token that is no control token.
+        """
+
+    def token_to_piece(self, token: int, *, special: bool = False) -> bytes:
+        """Bytes of one token, perhaps not whole characters; control tokens only on ``special``."""
+
+    def is_eog(self, token: int) -> bool:
+        """Whether the token ends a turn or a text."""
+
+
+class Backend(Protocol):
+    """One context of an engine: cells, sequences, decoding.
+
+    Every method either does all it says or changes nothing and raises; none aborts the process.
+    Where neither could be had it raises `TornError`: the cells are to be filled anew.
+    Positions are half-open ranges ``[start, stop)``.
+    """
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What may be done to this cache."""
+
+    @property
+    def kind(self) -> CacheKey:
+        """What the cells depend on."""
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Tokens and text of the model."""
+
+    @property
+    def n_cells(self) -> int:
+        """Cells of the cache."""
+
+    @property
+    def n_batch(self) -> int:
+        """Most tokens in one decode."""
+
+    @property
+    def n_rows(self) -> int:
+        """Most rows of logits that one decode may return."""
+
+    @property
+    def n_lanes(self) -> int:
+        """Lanes that were found to work here; 1 where they do not. May decode a few tokens."""
+
+    def decode(
+        self, tokens: Sequence[int], pos: int, seq: int, rows: Literal["last", "all"]
+    ) -> None:
+        """Write tokens to ``seq`` at ``pos`` and after it, and compute logits.
+
+        Raises
+        ------
+        DecodeError
+            The tokens are not in the cache; everything else is as before.
+        """
+
+    def decode_lanes(
+        self, tokens: Sequence[int], pos: int, lanes: Sequence[int], rows: Literal["last", "all"]
+    ) -> None:
+        """Like `decode`: token ``i`` sees lane ``lanes[i]`` and is written to it and later ones.
+
+        A lane is later than those of higher number, and `MAIN` is later than every lane.
+        """
+
+    def remove(self, seq: int, start: int, stop: int) -> None:
+        """Take cells out of a sequence; ``stop`` of -1 means to its end."""
+
+    def copy(self, source: int, target: int, start: int, stop: int) -> None:
+        """Let cells of ``source`` belong to ``target`` too; ``stop`` of -1 means to its end."""
+
+    def shift(self, seq: int, start: int, stop: int, delta: int) -> None:
+        """Change positions by ``delta``; keys are rotated before the next decode."""
+
+    def compact(self, seq: int) -> None:
+        """Move the cells of the only sequence in use together, where that makes decoding faster."""
+
+    def clear(self) -> None:
+        """Empty every sequence."""
+
+    def end(self, seq: int) -> int:
+        """Position after the last cell of a sequence; 0 of an empty one."""
+
+    def is_whole(self, spans: Sequence[Span]) -> bool:
+        """Whether `MAIN` still has the cells of these positions that its next token would see.
+
+        A small cache of a sliding window puts new tokens where those out of sight were, and does
+        not have them any more once the newest are taken back.
+        """
+
+    def fork(self) -> Backend:
+        """Open another context of the same kind, with the same cells in `MAIN` and no others."""
+
+    def save(self) -> memoryview:
+        """The cells of `MAIN`, for any backend of the same `kind`.
+
+        Raises
+        ------
+        CacheError
+            They cannot be given out, or not now.
+        """
+
+    def load(self, cells: memoryview, end: int) -> None:
+        """Put cells that `save` gave out into `MAIN`, and no others anywhere.
+
+        Raises
+        ------
+        CacheError
+            They do not fit, or do not stand right below position ``end``; the cache is empty.
+        """
+
+    def logits(self) -> Logits:
+        """Rows of the last decode, shape (n_rows, n_vocab). A view, good until the next decode."""
+
+    def put_logits(self, row: Logits) -> None:
+        """Let these be the last row of logits: they came with cells from elsewhere."""
+
+    def check_sampling(self, sampling: Sampling) -> None:
+        """Look whether a chain can be built: for a new grammar that takes seconds.
+
+        It touches nothing of the context, so it needs no lock and may be interrupted.
+
+        Raises
+        ------
+        UsageError
+            The grammar cannot be read, or admits nothing to begin with.
+        """
+
+    def sampler(self, sampling: Sampling, recent: Sequence[int]) -> Sampler:
+        """Build a chain; ``recent`` tokens count for its repetition penalties.
+
+        Raises
+        ------
+        UsageError
+            As for `check_sampling`.
+        """
+
+    def sample(self, sampler: Sampler, index: int) -> int:
+        """Choose the token of an index by the last row of logits and accept it into the chain.
+
+        Raises
+        ------
+        LogitsError
+            Logits that are no numbers.
+        """
+
+    def close(self) -> None:
+        """Free the context. Twice is fine."""

@@ -1,0 +1,47 @@
+"""What a person should know before streaming with a model, in sentences."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from streamsink.gguf.settings import CacheSettings
+    from streamsink.gguf.traits import Traits
+
+
+def warnings(
+    traits: Traits, settings: CacheSettings, *, n_ctx: int | None = None, chat: bool = False
+) -> list[str]:
+    """What is odd about a model, or about what is asked of it.
+
+    Parameters
+    ----------
+    traits : Traits
+        The model.
+    settings : CacheSettings
+        The cache.
+    n_ctx : int, optional
+        Tokens of context that are asked for.
+    chat : bool
+        Whether it shall chat by its own template.
+    """
+    found = [f"the vocabulary is odd: {line}" for line in traits.complaints]
+    if chat and not traits.chat_template:
+        found.append("the model brings no chat template: ChatML is tried")
+    if traits.adds_bos and traits.bos is None:
+        found.append("a text should begin with BOS, and the vocabulary has none")
+    if traits.eos is None:
+        found.append("the vocabulary has no token that ends a text: --max-tokens ends it")
+    n_ctx_within = traits.n_ctx_within(settings)
+    if n_ctx is not None and n_ctx > n_ctx_within:
+        found.append(
+            f"--ctx {n_ctx} is more than the {n_ctx_within} tokens that the model was trained "
+            "on: lower it, or stretch them by --rope-scaling yarn --rope-scale "
+            f"{-(-n_ctx // traits.n_ctx_unscaled)}"
+        )
+    if traits.n_swa:
+        found.append(
+            f"{len(traits.swa_layers) or 'some'} of {traits.n_layer} layers see the last "
+            f"{traits.n_swa} tokens only: what is pinned is out of their sight"
+        )
+    return found

@@ -1,0 +1,99 @@
+"""Of what kind a stream's cache is and how it is computed: checked before anything is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from streamsink.errors import UsageError
+from streamsink.gguf.cache_types import CACHE_TYPES
+from streamsink.system.checked import real, truth, whole
+
+ROPE_SCALINGS = ("none", "linear", "yarn")  # llama.h: enum llama_rope_scaling_type
+MOST_BATCH = 2**16
+MOST_ROPE_SCALE = 1024
+MOST_THREADS = 512  # ggml.h: GGML_MAX_N_THREADS
+MOST_LANES = 255  # llama.cpp has 256 sequences (llama-cparams.h: LLAMA_MAX_SEQ), one is the stream
+
+
+@dataclass(frozen=True, slots=True)
+class CacheSettings:
+    """Settings of a llama.cpp context that have nothing to do with what it forgets.
+
+    Parameters
+    ----------
+    cache_type_k, cache_type_v : str
+        Types of keys and values: f32, f16, bf16, q8_0, q5_1, q5_0, q4_1, q4_0, iq4_nl.
+    n_batch : int
+        Most tokens in one decode.
+    n_lanes : int
+        Evictions that one decode may span while feeding (`streamsink.core.lanes`); each takes a
+        spare cell, and 1 feeds token by token.
+    threads, threads_batch : int, optional
+        CPU threads for single tokens and for batches; the physical cores by default.
+    flash_attn : bool, optional
+        ``None`` leaves it to llama.cpp on a GPU and switches it off on a CPU, where it halves the
+        speed of decoding (40 against 17.6 ms a token at 1,500 cells, SmolLM2-135M, 2 cores), but
+        for quantised values, which need it.
+    rope_scaling : {"none", "linear", "yarn"}, optional
+        How RoPE is stretched to contexts beyond the trained one; ``None`` is the model's own way.
+    rope_scale : float
+        By how much, for ``linear`` and ``yarn``.
+
+    Raises
+    ------
+    UsageError
+        A value out of its range, or two that exclude one another.
+    """
+
+    cache_type_k: str = "f16"
+    cache_type_v: str = "f16"
+    n_batch: int = 512
+    n_lanes: int = 64
+    threads: int | None = None
+    threads_batch: int | None = None
+    flash_attn: bool | None = None
+    rope_scaling: str | None = None
+    rope_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        for option, name in (("k", self.cache_type_k), ("v", self.cache_type_v)):
+            if not isinstance(name, str) or name not in CACHE_TYPES:
+                raise UsageError(
+                    f"--cache-type-{option} {name} is not one of {', '.join(CACHE_TYPES)}"
+                )
+        checked: dict[str, object] = {
+            "n_batch": whole("batch", self.n_batch, 1, MOST_BATCH),
+            "n_lanes": whole("lanes", self.n_lanes, 1, MOST_LANES),
+            "rope_scale": real("rope-scale", self.rope_scale, 1, MOST_ROPE_SCALE),
+        }
+        for name, option in (("threads", "threads"), ("threads_batch", "threads-batch")):
+            if getattr(self, name) is not None:
+                checked[name] = whole(option, getattr(self, name), 1, MOST_THREADS)
+        if self.flash_attn is not None:
+            checked["flash_attn"] = truth("flash-attn", self.flash_attn)
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
+        self._check_rope()
+        if self.needs_flash and self.flash_attn is False:
+            raise UsageError(
+                f"--cache-type-v {self.cache_type_v} needs flash attention: drop --no-flash-attn, "
+                "or use --cache-type-v f16"
+            )
+
+    def _check_rope(self) -> None:
+        if self.rope_scaling is not None and self.rope_scaling not in ROPE_SCALINGS:
+            raise UsageError(
+                f"--rope-scaling {self.rope_scaling} is not one of {', '.join(ROPE_SCALINGS)}"
+            )
+        if (self.rope_scale > 1) != (self.rope_scaling in ("linear", "yarn")):
+            raise UsageError(
+                "--rope-scaling linear or yarn and a --rope-scale above 1 go together: give both"
+            )
+
+    @property
+    def needs_flash(self) -> bool:
+        """Whether llama.cpp can read these values by flash attention only."""
+        return CACHE_TYPES[self.cache_type_v].quantised
+
+
+USUAL = CacheSettings()

@@ -1,0 +1,1 @@
+"""streamsink within other libraries."""

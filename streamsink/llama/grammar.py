@@ -1,0 +1,191 @@
+"""What a grammar lets follow, by llama.cpp's own sampler, which never meets what it cannot bear."""
+
+from __future__ import annotations
+
+import ctypes
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import llama_cpp.llama_cpp as llama
+import numpy as np
+from numpy.typing import NDArray
+
+from streamsink.errors import ModelError, UsageError
+from streamsink.llama.gbnf import MOST_BYTES, bounded
+from streamsink.llama.library import hearing
+from streamsink.llama.tokenizer import NativeTokenizer
+from streamsink.system.child import Child, Died
+
+CHECKER = "streamsink.llama.grammar_child"
+LOADING_SECONDS = 60.0
+SECONDS = 5.0
+"""How long the check of a grammar may take."""
+MOST_MEMORY = 2**30
+SLOWEST, SLOWER = 2.0, 10.0
+"""Seconds of computing time that a token may take to be followed, or how many times as long as the
+beginning took."""
+
+CANDIDATE = np.dtype(llama.llama_token_data)
+"""llama.h: llama_token_data, the fields ``id``, ``logit`` and ``p``."""
+
+
+class Candidates:
+    """Tokens and their logits, in the form in which llama.cpp's samplers take them.
+
+    Parameters
+    ----------
+    tokens, logits : array-like
+        One logit a token, or one for all.
+    """
+
+    def __init__(self, tokens: NDArray[np.int32], logits: NDArray[np.float32] | float) -> None:
+        self._data = np.empty(len(tokens), CANDIDATE)
+        self._data["id"] = tokens
+        self._data["logit"] = logits
+        pointer = self._data.ctypes.data_as(ctypes.POINTER(llama.llama_token_data))
+        self._array = llama.llama_token_data_array(pointer, len(tokens), -1, False)
+
+    def apply(self, sampler: llama.llama_sampler_p) -> None:
+        """Let a sampler or a chain act on them."""
+        llama.llama_sampler_apply(sampler, ctypes.byref(self._array))
+
+    @property
+    def admitted(self) -> NDArray[np.int32]:
+        """Tokens whose logits were not set to minus infinity."""
+        return np.ascontiguousarray(self._data["id"][self._data["logit"] > -np.inf])
+
+    @property
+    def selected(self) -> int:
+        """The token that a chain selected."""
+        at = int(self._array.selected)
+        assert 0 <= at < self._array.size
+        return int(self._data["id"][at])
+
+
+class Grammar:
+    """A place in a text that follows a grammar, which `checked` has let pass.
+
+    llama.cpp ends the process where a grammar admits no token, and where one is accepted that it
+    does not admit (llama_sampler_sample, llama_grammar_accept_token). So what may follow is found
+    out right after each token: it does not depend on logits and costs the same at either time.
+
+    Parameters
+    ----------
+    vocabulary : NativeTokenizer
+        The tokens.
+    text : str
+        The grammar.
+    start : str
+        The rule to begin with.
+    only : sequence of int, optional
+        Tokens to look at; all of them by default.
+
+    Attributes
+    ----------
+    admitted : ndarray of int32
+        Tokens that may follow, in ascending order; none at a dead end.
+
+    Raises
+    ------
+    UsageError
+        llama.cpp cannot read it.
+    """
+
+    def __init__(
+        self,
+        vocabulary: NativeTokenizer,
+        text: str,
+        start: str = "root",
+        only: Sequence[int] | None = None,
+    ) -> None:
+        self._tokenizer = vocabulary
+        with hearing() as said:
+            sampler = llama.llama_sampler_init_grammar(
+                vocabulary.handle, text.encode(), start.encode()
+            )
+        if not sampler:
+            raise UsageError(f"llama.cpp cannot read the grammar: {said.reason}")
+        self._sampler = sampler
+        self._free: Callable[[], object] = weakref.finalize(self, llama.llama_sampler_free, sampler)
+        tokens = range(vocabulary.n_tokens) if only is None else only
+        self._looked_at = np.array(tokens, np.int32)
+        begun = time.thread_time()
+        self.admitted = self._following()
+        self._patience = max(SLOWEST, SLOWER * (time.thread_time() - begun))
+
+    def accept(self, token: int) -> None:
+        """Go on behind a token that is admitted.
+
+        A grammar that is too ambiguous for its text takes longer with every token; the text ends
+        before that is felt as a hang.
+        """
+        begun = time.thread_time()
+        llama.llama_sampler_accept(self._sampler, token)
+        if not self._tokenizer.is_eog(token):
+            self.admitted = self._following()
+            if time.thread_time() - begun > self._patience:
+                self.admitted = self.admitted[:0]
+
+    def _following(self) -> NDArray[np.int32]:
+        candidates = Candidates(self._looked_at, 0.0)
+        candidates.apply(self._sampler)
+        return candidates.admitted
+
+    def close(self) -> None:
+        """Free the sampler. Twice is fine."""
+        self._free()
+
+
+def checked(text: str, path: Path) -> str:
+    """The grammar, `bounded`, if it does no harm; each is tried once in a process of its own.
+
+    Parameters
+    ----------
+    text : str
+        GBNF.
+    path : Path
+        The model's file.
+
+    Raises
+    ------
+    UsageError
+        It is not GBNF, too large or too ambiguous, or admits no token of the vocabulary.
+    ModelError
+        The file's vocabulary cannot be read any more.
+    """
+    if not text.strip():
+        raise UsageError("the grammar is empty: give GBNF with a rule named root")
+    try:
+        n_bytes = len(text.encode())
+    except UnicodeEncodeError as error:
+        raise UsageError(f"the grammar is not Unicode: {error}") from None
+    if n_bytes > MOST_BYTES:
+        raise UsageError(f"the grammar has {n_bytes:,} bytes: {MOST_BYTES:,} are possible")
+    if "\0" in text:
+        raise UsageError("the grammar holds a character 0, where llama.cpp would stop reading")
+    kept = bounded(text)
+    if why := _verdict(text, path):
+        raise UsageError(why)
+    return kept
+
+
+@lru_cache(maxsize=128)
+def _verdict(text: str, path: Path) -> str:
+    """Why a grammar is refused; '' where it is not. A child's death is no verdict to be kept."""
+    try:
+        with Child(CHECKER, n_bytes=MOST_MEMORY) as child:
+            child.ask({"path": str(path)}, seconds=LOADING_SECONDS)
+            try:
+                child.ask({"grammar": text}, seconds=SECONDS)
+            except UsageError as error:
+                return str(error)
+            except Died as death:
+                raise UsageError(
+                    f"the grammar is too large, too deep or too ambiguous for llama.cpp ({death})"
+                ) from None
+    except Died as death:
+        raise ModelError(f"the grammar cannot be tried: {death}") from None
+    return ""

@@ -1,0 +1,77 @@
+"""How models are loaded and contexts made: llama.cpp's parameters from streamsink's settings."""
+
+from __future__ import annotations
+
+import os
+
+import llama_cpp.llama_cpp as llama
+import psutil
+
+from streamsink.gguf.budget import flash_of, n_lanes_of
+from streamsink.gguf.cache_types import CACHE_TYPES
+from streamsink.gguf.settings import ROPE_SCALINGS, CacheSettings
+from streamsink.gguf.traits import Traits
+from streamsink.llama import amx
+from streamsink.system.checked import whole
+
+ALL_LAYERS = 999
+MOST_LAYERS = 2**31 - 1
+
+
+def model_params(n_gpu_layers: int | None) -> llama.llama_model_params:
+    """How a model is loaded; ``None`` or below 0 puts all layers on a GPU, if there is one."""
+    params = llama.llama_model_default_params()
+    if n_gpu_layers is not None:
+        n_gpu_layers = whole("gpu-layers", n_gpu_layers, -MOST_LAYERS, MOST_LAYERS)
+    if n_gpu_layers is None or n_gpu_layers < 0:
+        n_gpu_layers = ALL_LAYERS
+    params.n_gpu_layers = n_gpu_layers if llama.llama_supports_gpu_offload() else 0
+    if amx.is_broken():
+        params.use_extra_bufts = False
+    return params
+
+
+def context_params(
+    n_ctx: int, settings: CacheSettings, traits: Traits, *, offloads: bool, swa_full: bool
+) -> llama.llama_context_params:
+    """How a context is made.
+
+    Parameters
+    ----------
+    n_ctx : int
+        Live tokens that the cache must hold.
+    settings : CacheSettings
+        The batch is also the physical one, so that a decode is one piece and fails as one.
+    traits : Traits
+        The model.
+    offloads : bool
+        Whether layers are on a GPU.
+    swa_full : bool
+        Whether sliding-window layers keep all cells, as a rotation needs.
+    """
+    params = llama.llama_context_default_params()
+    n_lanes = n_lanes_of(n_ctx, settings, traits)
+    flash = flash_of(settings, offloads=offloads)
+    params.n_ctx = n_ctx + n_lanes - 1
+    params.n_seq_max = 1 + n_lanes
+    # llama.cpp reserves a row of logits for every sequence, and aborts the process where a batch
+    # has no room for them (llama-context.cpp: output_reserve).
+    params.n_batch = params.n_ubatch = max(settings.n_batch, params.n_seq_max)
+    params.n_threads = settings.threads or _cores()
+    params.n_threads_batch = settings.threads_batch or params.n_threads
+    params.flash_attn_type = -1 if flash is None else int(flash)
+    params.type_k = CACHE_TYPES[settings.cache_type_k].number
+    params.type_v = CACHE_TYPES[settings.cache_type_v].number
+    if settings.rope_scaling is not None:
+        params.rope_scaling_type = ROPE_SCALINGS.index(settings.rope_scaling)
+        params.rope_freq_scale = 1 / settings.rope_scale
+    params.kv_unified = True
+    params.swa_full = swa_full
+    params.no_perf = True
+    return params
+
+
+def _cores() -> int:
+    """Physical cores that this process may use: hyper-threads slow llama.cpp down."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, min(psutil.cpu_count(logical=False) or 1, allowed or 1))

@@ -1,1 +1,0 @@
-"""llama.cpp behind `streamsink.backend`; nothing outside this package imports ``llama_cpp``."""
