@@ -9,7 +9,7 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from streamsink import policy as policies
+from streamsink.core import policy as policies
 from streamsink.core.policy import SinkPolicy
 from streamsink.core.sampling import Sampling
 from streamsink.errors import UsageError
