@@ -16,9 +16,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from streamsink import SinkPolicy, reading, session
+from streamsink import SinkPolicy, session
 from streamsink.errors import UsageError
 from streamsink.model import Model
+from streamsink.system import reading
 from streamsink.system.reading import read_text, read_whole, separator_of, turns
 from tests.test_cli import STREAMSINK
 
