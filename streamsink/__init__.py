@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from streamsink.chat.chat import Chat as Chat
     from streamsink.chat.template import ChatTemplate as ChatTemplate
     from streamsink.core.events import Event as Event
+    from streamsink.core.events import Evicted as Evicted
     from streamsink.core.events import Repinned as Repinned
     from streamsink.core.events import Restored as Restored
     from streamsink.core.events import Stats as Stats
     from streamsink.core.events import Step as Step
     from streamsink.core.events import Visible as Visible
-    from streamsink.core.ledger import Evicted as Evicted
     from streamsink.core.policy import SinkPolicy as SinkPolicy
     from streamsink.core.sampling import Sampling as Sampling
     from streamsink.engine.stream import Stream as Stream
@@ -36,7 +36,7 @@ _HOMES = {
     "Chat": "chat.chat",
     "ChatTemplate": "chat.template",
     "Event": "core.events",
-    "Evicted": "core.ledger",
+    "Evicted": "core.events",
     "Model": "model",
     "Repinned": "core.events",
     "Restored": "core.events",

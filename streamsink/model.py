@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from streamsink import session
-from streamsink.core.events import Event
-from streamsink.core.ledger import Evicted
+from streamsink.core.events import Event, Evicted
 from streamsink.core.policy import SinkPolicy
 from streamsink.engine.stream import Stream
 from streamsink.gguf.header import read_header

@@ -17,10 +17,12 @@ from typing import Literal
 
 import numpy as np
 
+from streamsink.core.capabilities import Capabilities
 from streamsink.core.ledger import Span
+from streamsink.core.plan import MAIN
 from streamsink.core.sampling import Sampling
 from streamsink.core.snapshot import CacheKey
-from streamsink.engine.context import MAIN, Capabilities, Logits, Sampler
+from streamsink.engine.context import Logits, Sampler
 from streamsink.errors import CacheError, DecodeError
 
 N_VOCAB = 258
@@ -87,7 +89,7 @@ class FakeSampler:
 
 
 class FakeBackend:
-    """Implements `streamsink.engine.context.Backend`."""
+    """Implements `streamsink.engine.context.Context`."""
 
     def __init__(
         self,

@@ -13,10 +13,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeAlias
 
+from streamsink.core.capabilities import Capabilities
 from streamsink.core.ledger import Span
+from streamsink.core.plan import MAIN
 from streamsink.core.sampling import Sampling
 from streamsink.core.snapshot import CacheKey
-from streamsink.engine.context import MAIN, Capabilities, Logits, Sampler
+from streamsink.engine.context import Logits, Sampler
 from streamsink.errors import (
     CacheError,
     CapabilityError,
@@ -131,7 +133,7 @@ class Due(NamedTuple):
 
 
 class FaultyBackend:
-    """Implements `streamsink.engine.context.Backend`.
+    """Implements `streamsink.engine.context.Context`.
 
     Attributes
     ----------

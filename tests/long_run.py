@@ -21,9 +21,9 @@ import llama_cpp.llama_cpp as llama
 
 from streamsink.core.events import Stats
 from streamsink.core.ledger import Missing
+from streamsink.core.plan import MAIN
 from streamsink.core.policy import PLACEMENTS, Discard, SinkPolicy
-from streamsink.engine.cache import REBASE_AT
-from streamsink.engine.context import MAIN
+from streamsink.engine.base import REBASE_AT
 from streamsink.engine.stream import Stream
 from streamsink.errors import StreamsinkError
 from streamsink.llama.context import NativeContext
@@ -168,9 +168,8 @@ class Cells:
 
 def drift_of(stream: Stream, record: Record, cells: Cells, most: int) -> list[str]:
     """Everything that is not as it should be."""
-    cache, stats = stream._cache, stream.stats
-    ledger = cache.ledger
-    expected = [run.pos + at for run in ledger.runs for at in range(len(run))]
+    stats, ledger = stream.stats, stream._controller.ledger
+    expected = [part.pos + at for part in ledger.segments for at in range(part.n)]
     positions = cells.positions()
     n_live = stats.pinned + stats.window
     checks = {
@@ -207,13 +206,12 @@ def run(
 
     A young stream of the same kind begins its life beside the last tenth.
     """
-    cache = stream._cache
-    context = cache.backend
+    context = stream._context
     assert isinstance(context, NativeContext)
     assert isinstance(stream.policy.n_keep, int)
     record = Record(stream.policy.n_keep, stream.n_ctx)
     cells, report = Cells(context), Report()
-    span = stream.n_ctx + cache.choice.slack + context.n_batch
+    span = stream.n_ctx + stream.stats.slack + context.n_batch
     most = max(REBASE_AT, 2 * span) + span
     draw, seconds, due = random.Random(1), 0.0, 0
     if young:  # takes its memory now

@@ -1,4 +1,4 @@
-"""What `streamsink.engine.context.Backend` promises, held against llama.cpp and against the fake.
+"""What `streamsink.engine.context.Context` promises, held against llama.cpp and against the fake.
 
 Where the fake is stricter than llama.cpp nothing is lost; where it is laxer, a test of the stream
 on it proves nothing. So each rule that the stream relies on, or has to obey, is tried on both.
@@ -12,16 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from streamsink.core.capabilities import Capabilities, Verdict
+from streamsink.core.plan import FIRST_LANE, MAIN, SCRATCH
 from streamsink.core.sampling import Sampling
-from streamsink.engine.context import (
-    FIRST_LANE,
-    MAIN,
-    SCRATCH,
-    Backend,
-    Capabilities,
-    Logits,
-    Verdict,
-)
+from streamsink.engine.context import Context, Logits
 from streamsink.errors import CapabilityError, DecodeError
 from streamsink.gguf.settings import CacheSettings
 from streamsink.llama.context import NativeContext
@@ -42,8 +36,8 @@ def weights(tiny_path: Path) -> Iterator[Weights]:
 
 
 @pytest.fixture(params=["fake", "native"])
-def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
-    made: Backend
+def backend(request: pytest.FixtureRequest) -> Iterator[Context]:
+    made: Context
     if request.param == "fake":
         made = FakeBackend(64, N_LANES, N_BATCH)
     else:
@@ -53,12 +47,12 @@ def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
     made.close()
 
 
-def last_row(backend: Backend) -> Logits:
+def last_row(backend: Context) -> Logits:
     row: Logits = backend.logits()[-1].copy()
     return row
 
 
-def foresees(backend: Backend, seq: int, pos: int) -> Logits:
+def foresees(backend: Context, seq: int, pos: int) -> Logits:
     """Logits of one more token, which is taken out again."""
     backend.decode([FIRST], pos, seq, "last")
     row = last_row(backend)
@@ -70,7 +64,7 @@ def same(a: Logits, b: Logits) -> bool:
     return bool(np.abs(a - b).max() < 1e-4)
 
 
-def test_what_a_token_sees_is_its_sequence(backend: Backend) -> None:
+def test_what_a_token_sees_is_its_sequence(backend: Context) -> None:
     backend.decode(TEXT[:10], 0, MAIN, "last")
     alone = foresees(backend, MAIN, 10)
     backend.decode(TEXT[50:60], 0, SCRATCH, "last")
@@ -78,7 +72,7 @@ def test_what_a_token_sees_is_its_sequence(backend: Backend) -> None:
     assert not same(foresees(backend, SCRATCH, 10), alone)
 
 
-def test_rows_are_those_asked_for(backend: Backend) -> None:
+def test_rows_are_those_asked_for(backend: Context) -> None:
     backend.decode(TEXT[:6], 0, MAIN, "all")
     rows = backend.logits().copy()
     assert rows.shape == (6, backend.tokenizer.n_tokens)
@@ -89,7 +83,7 @@ def test_rows_are_those_asked_for(backend: Backend) -> None:
     assert not same(rows[0], rows[1])
 
 
-def test_only_distances_count(backend: Backend) -> None:
+def test_only_distances_count(backend: Context) -> None:
     backend.decode(TEXT[:10], 0, MAIN, "last")
     near = last_row(backend)
     backend.decode(TEXT[:10], 700, SCRATCH, "last")
@@ -97,7 +91,7 @@ def test_only_distances_count(backend: Backend) -> None:
 
 
 @pytest.mark.parametrize("pos", [9, 11, 0])
-def test_a_sequence_goes_on_where_it_ends(backend: Backend, pos: int) -> None:
+def test_a_sequence_goes_on_where_it_ends(backend: Context, pos: int) -> None:
     backend.decode(TEXT[:10], 0, MAIN, "last")
     before = foresees(backend, MAIN, 10)
     with pytest.raises(DecodeError) as caught:
@@ -108,7 +102,7 @@ def test_a_sequence_goes_on_where_it_ends(backend: Backend, pos: int) -> None:
         assert same(foresees(backend, MAIN, 10), before)
 
 
-def test_a_full_cache_refuses_and_changes_nothing(backend: Backend) -> None:
+def test_a_full_cache_refuses_and_changes_nothing(backend: Context) -> None:
     at = 0
     while at + N_BATCH < backend.n_cells:
         backend.decode(TEXT[at : at + N_BATCH], at, MAIN, "last")
@@ -122,7 +116,7 @@ def test_a_full_cache_refuses_and_changes_nothing(backend: Backend) -> None:
     assert same(foresees(backend, MAIN, at), before)
 
 
-def test_a_hole_is_seen_as_a_distance(backend: Backend) -> None:
+def test_a_hole_is_seen_as_a_distance(backend: Context) -> None:
     backend.decode(TEXT[:12], 0, MAIN, "last")
     whole = foresees(backend, MAIN, 12)
     backend.remove(MAIN, 3, 7)
@@ -132,7 +126,7 @@ def test_a_hole_is_seen_as_a_distance(backend: Backend) -> None:
     assert not same(foresees(backend, MAIN, 8), hole)
 
 
-def test_a_shift_of_everything_changes_nothing(backend: Backend) -> None:
+def test_a_shift_of_everything_changes_nothing(backend: Context) -> None:
     backend.decode(TEXT[:12], 20, MAIN, "last")
     before = foresees(backend, MAIN, 32)
     backend.shift(MAIN, 20, 32, -20)
@@ -141,7 +135,7 @@ def test_a_shift_of_everything_changes_nothing(backend: Backend) -> None:
     assert same(foresees(backend, MAIN, 17), before)
 
 
-def test_a_copy_is_the_same_cells(backend: Backend) -> None:
+def test_a_copy_is_the_same_cells(backend: Context) -> None:
     backend.decode(TEXT[:12], 0, MAIN, "last")
     before = foresees(backend, MAIN, 12)
     backend.copy(MAIN, SCRATCH, 0, -1)
@@ -156,7 +150,7 @@ def test_a_copy_is_the_same_cells(backend: Backend) -> None:
         backend.decode(TEXT[at : at + N_BATCH], at, MAIN, "last")
 
 
-def test_a_sink_evaluated_beside_the_stream_is_the_sink(backend: Backend) -> None:
+def test_a_sink_evaluated_beside_the_stream_is_the_sink(backend: Context) -> None:
     backend.decode(TEXT[:12], 0, MAIN, "last")
     backend.remove(MAIN, 4, 8)
     backend.shift(MAIN, 8, 12, -4)
@@ -170,7 +164,7 @@ def test_a_sink_evaluated_beside_the_stream_is_the_sink(backend: Backend) -> Non
     assert same(foresees(backend, MAIN, 12), rotated)
 
 
-def test_a_lane_sees_its_own_and_writes_to_all_later(backend: Backend) -> None:
+def test_a_lane_sees_its_own_and_writes_to_all_later(backend: Context) -> None:
     assert backend.n_lanes == N_LANES
     backend.decode(TEXT[:12], 0, MAIN, "last")
     expected = []
@@ -194,7 +188,7 @@ def test_a_lane_sees_its_own_and_writes_to_all_later(backend: Backend) -> None:
     assert same(foresees(backend, MAIN, 15), after)
 
 
-def test_an_emptied_lane_is_refused(backend: Backend) -> None:
+def test_an_emptied_lane_is_refused(backend: Context) -> None:
     backend.decode(TEXT[:6], 0, MAIN, "last")
     backend.copy(MAIN, FIRST_LANE, 0, 4)
     with pytest.raises(DecodeError) as caught:
@@ -202,7 +196,7 @@ def test_an_emptied_lane_is_refused(backend: Backend) -> None:
     assert caught.value.code == -1
 
 
-def test_compacting_changes_nothing(backend: Backend) -> None:
+def test_compacting_changes_nothing(backend: Context) -> None:
     backend.decode(TEXT[:N_BATCH], 0, MAIN, "last")
     backend.decode(TEXT[N_BATCH : N_BATCH + 10], N_BATCH, MAIN, "last")
     backend.remove(MAIN, 4, 20)
@@ -215,14 +209,14 @@ def test_compacting_changes_nothing(backend: Backend) -> None:
     assert same(foresees(backend, MAIN, 10), shifted)
 
 
-def test_clear_forgets(backend: Backend) -> None:
+def test_clear_forgets(backend: Context) -> None:
     first = foresees(backend, MAIN, 0)
     backend.decode(TEXT[:12], 0, MAIN, "last")
     backend.clear()
     assert same(foresees(backend, MAIN, 0), first)
 
 
-def test_greedy_sampling_takes_the_likeliest(backend: Backend) -> None:
+def test_greedy_sampling_takes_the_likeliest(backend: Context) -> None:
     backend.decode(TEXT[:12], 0, MAIN, "last")
     chain = backend.sampler(Sampling(temperature=0), ())
     assert backend.sample(chain, 12) == int(last_row(backend).argmax())
@@ -230,7 +224,7 @@ def test_greedy_sampling_takes_the_likeliest(backend: Backend) -> None:
 
 
 @pytest.mark.parametrize("size", [0, N_BATCH + 1])
-def test_batches_that_would_abort(backend: Backend, size: int) -> None:
+def test_batches_that_would_abort(backend: Context, size: int) -> None:
     with pytest.raises((Exception, Abort)):
         backend.decode(TEXT[:size], 0, MAIN, "last")
     assert foresees(backend, MAIN, 0).shape == (backend.tokenizer.n_tokens,)

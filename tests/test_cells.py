@@ -78,7 +78,7 @@ def test_going_back_a_little_evaluates_nothing(sliding: Model) -> None:
         missing = []
         for index in (699, 300):
             stream.rewind(index)
-            missing.append(stream._cache.ledger.missing)
+            missing.append(stream._controller.ledger.missing)
         assert missing == [Missing.NOTHING, Missing.ALL]
 
 
@@ -88,7 +88,7 @@ def test_going_back_where_tokens_have_left(sliding: Model) -> None:
         for one in (stream, again):
             one.feed(TOKENS[:400])
         stream.rewind(360)
-        assert stream._cache.ledger.missing is Missing.ALL
+        assert stream._controller.ledger.missing is Missing.ALL
         visible = stream.visible_tokens()
         again.reset()
         again.feed(visible)

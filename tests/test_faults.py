@@ -20,10 +20,12 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, invariant, precondition, rule
 
-from streamsink.core.ledger import Evicted, Missing
+from streamsink.core.events import Evicted
+from streamsink.core.ledger import Missing
+from streamsink.core.plan import MAIN
 from streamsink.core.policy import SinkPolicy
 from streamsink.core.sampling import Sampling
-from streamsink.engine.context import MAIN, Logits
+from streamsink.engine.context import Logits
 from streamsink.engine.scoring import nll
 from streamsink.engine.stream import Stream
 from streamsink.errors import (
@@ -40,17 +42,21 @@ GREEDY = Sampling(temperature=0)
 
 def assert_agreement(stream: Stream, backend: FaultyBackend) -> None:
     """Every live token has its cell, at its position, and nothing else has one."""
-    ledger = stream._cache.ledger
+    ledger = stream._controller.ledger
     if ledger.missing is Missing.ALL:
         return
-    runs = ledger.runs if ledger.missing is Missing.NOTHING else ledger.runs[-1:]
-    expected = [(run.pos + at, token) for run in runs for at, token in enumerate(run.tokens)]
+    parts = ledger.segments if ledger.missing is Missing.NOTHING else ledger.segments[-1:]
+    expected = [
+        (part.pos + at, token)
+        for part in parts
+        for at, token in enumerate(stream._controller.ids(range(part.index, part.stop)))
+    ]
     cells = [(cell.pos, cell.token) for cell in backend.stream_cells()]
     if ledger.missing is Missing.HEAD:
         # Of the head nothing is promised but that it will be evaluated anew.
-        cells = [cell for cell in cells if cell[0] >= ledger.runs[-1].pos]
+        cells = [cell for cell in cells if cell[0] >= ledger.segments[-1].pos]
     assert cells == expected
-    if ledger.missing is Missing.NOTHING and not stream._cache._lanes._ends:
+    if ledger.missing is Missing.NOTHING and not stream._controller.state.lanes:
         assert all(cell.sequences == {MAIN} for cell in backend.fake.cells)
 
 
@@ -270,14 +276,13 @@ class FaultMachine(StreamMachine):
         self.stream = Stream(self.faulty, policy, N_CTX, on_evict=self.gone.append, rebase_at=80)
         self.plain: TornPlainStream = TornPlainStream()
         self.retaken = False
-        plain_take_back = self.stream._cache.take_back
+        plain_truncate = self.stream._driver.truncate
 
-        def take_back(n: int = 1) -> list[int]:
-            tokens = plain_take_back(n)
+        def truncate(n: int) -> None:
+            plain_truncate(n)
             self.retaken = True
-            return tokens
 
-        self.stream._cache.take_back = take_back  # type: ignore[method-assign]
+        self.stream._driver.truncate = truncate  # type: ignore[method-assign]
 
     def undergo(
         self, operation: Callable[[], object], tokens: Sequence[int], strikes: Strikes
@@ -295,7 +300,7 @@ class FaultMachine(StreamMachine):
             assert struck or "window empty" in str(error), error
         self.faulty.due.clear()
         assert not done or len(self.faulty.struck) == n_struck, "a fault was kept secret"
-        if self.stream._cache.ledger.missing is Missing.ALL and not self.plain.torn:
+        if self.stream._controller.ledger.missing is Missing.ALL and not self.plain.torn:
             # Cells were torn, or a fault met the putting right of another; else nothing is lost.
             assert self.faulty.n_torn > n_torn or len(self.faulty.struck) > n_struck + 1
         self.mirror(tokens)
@@ -303,14 +308,14 @@ class FaultMachine(StreamMachine):
 
     def mirror(self, tokens: Sequence[int]) -> None:
         """Let the list go through what the stream went through: first what is evaluated."""
-        ledger, end = self.stream._cache.ledger, self.plain.next_index + len(tokens)
+        ledger, end = self.stream._controller.ledger, self.plain.next_index + len(tokens)
         if self.retaken and ledger.next_index >= self.plain.next_index:
             self.retake()
         self.follow_to(ledger.next_index, tokens, end)
         self.catch_up()
         self.plain.torn = ledger.missing is Missing.ALL
         # Nothing fails now: what is pending goes in.
-        if self.stream._pending:
+        if self.stream._controller.state.n_pending:
             self.stream.feed(())
         if self.retaken:
             self.retake()
@@ -319,19 +324,19 @@ class FaultMachine(StreamMachine):
 
     def catch_up(self) -> None:
         """What was done before a decode, or some of it, though the decode failed then."""
-        ledger, plain = self.stream._cache.ledger, self.plain
+        ledger, plain = self.stream._controller.ledger, self.plain
         repaired = plain.torn and ledger.missing is Missing.NOTHING
         if ledger.missing is Missing.HEAD or repaired:
             # Whatever the policy is by then, the head will be evaluated anew.
             plain.bring_up(SinkPolicy(placement="reanchor", slack=0))
         elif self.policy.placement == "rotate":
             # No key is harmed by where it is.
-            places = [run.pos + at for run in ledger.runs for at in range(len(run))]
+            places = [part.pos + at for part in ledger.segments for at in range(part.n)]
             if len(places) == len(plain.live):
                 for one, pos in zip(plain.live, places, strict=True):
                     one.pos = pos
                 plain.next_pos = ledger.next_pos
-        elif ledger.gap < plain.gap:
+        elif ledger.sink_lag < plain.gap:
             plain.bring_up(replace(self.policy, slack=0))
 
     def retake(self) -> None:
@@ -417,7 +422,7 @@ class FaultMachine(StreamMachine):
         if not hasattr(self, "faulty"):
             return
         cells = self.backend.cells
-        if self.stream._cache._lanes._ends:
+        if self.stream._controller.state.lanes:
             # Those that a failure left standing may hold tokens that have left the stream.
             self.backend.cells = [cell for cell in cells if MAIN in cell.sequences]
         super().same()

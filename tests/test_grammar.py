@@ -247,7 +247,7 @@ def test_a_vocabulary_without_an_end(model: Model) -> None:
 def test_logits_that_are_no_numbers(stream: Stream, sampling: Sampling, number: float) -> None:
     steps = stream.generate(9, sampling=sampling)
     next(steps)
-    backend = stream._cache.backend
+    backend = stream._context
     decode = backend.decode
 
     def spoil(*arguments: object) -> None:

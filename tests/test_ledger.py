@@ -9,7 +9,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from streamsink.core.ledger import Ledger, Missing
+from streamsink.core.ledger import Ledger
+from streamsink.core.tape import Tape
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,8 @@ class LedgerMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.ledger = Ledger(2)
+        self.ledger = Ledger(n_keep=2)
+        self.tape = Tape()
         self.n_keep = 2
         self.live: list[Entry] = []
         self.next_index = 0
@@ -39,18 +41,19 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule(tokens=st.lists(st.integers(0, 99), max_size=9))
     def append(self, tokens: list[int]) -> None:
-        self.ledger.append(tokens)
+        self.tape.write(self.ledger.next_index, tokens)
+        self.ledger = self.ledger.append(len(tokens))
         for token in tokens:
             self.live.append(Entry(self.next_index, token, self.next_pos))
             self.next_index += 1
             self.next_pos += 1
 
-    @precondition(lambda self: self.ledger.runs and self.ledger.runs[-1].tokens)
+    @precondition(lambda self: self.ledger.n_newest)
     @rule()
     def take_the_newest_back_and_enter_it_again(self) -> None:
-        assert self.ledger.pop() == self.live[-1].token
+        self.ledger = self.ledger.truncate(1)
         assert self.ledger.next_index == self.next_index - 1
-        self.ledger.append([self.live[-1].token])
+        self.ledger = self.ledger.append(1)
         if len(self.live) == 1:  # an empty ledger may begin anywhere
             self.next_pos = self.ledger.next_pos
             self.place([self.next_pos - 1])
@@ -63,40 +66,43 @@ class LedgerMachine(RuleBasedStateMachine):
         gone = self.live[first : first + n]
         positions = [p for span in self.ledger.oldest(n) for p in range(span.start, span.stop)]
         assert positions == [entry.pos for entry in gone]
-        records = self.ledger.evict(n)
-        assert [
-            (record.index + at, token)
-            for record in records
-            for at, token in enumerate(record.tokens)
-        ] == [(entry.index, entry.token) for entry in gone]
+        self.ledger, left = self.ledger.evict(n)
+        assert [index for part in left for index in part] == [entry.index for entry in gone]
+        assert self.tape.read(*left) == [entry.token for entry in gone]
+        self.tape.clean(self.ledger.indices)
         del self.live[first : first + n]
 
     @rule(n_keep=st.integers(0, 12))
     def pin(self, n_keep: int) -> None:
-        self.ledger.n_keep = self.n_keep = n_keep
+        self.n_keep = n_keep
+        self.ledger = self.ledger.keeping(n_keep)
 
     @rule()
     def rotate(self) -> None:
         moved = {entry.pos: entry.pos for entry in self.live}
-        for span, delta in self.ledger.shifts():
+        first = self.live[0].pos if self.live else self.ledger.first_pos
+        if not self.ledger.next_shift():
+            self.ledger = self.ledger.placed(self.ledger.first_pos)
+        while shift := self.ledger.next_shift():
+            span, delta = shift
             assert delta < 0
             for pos in range(span.start, span.stop):
                 assert pos in moved
                 moved[pos] = pos + delta
-        first = self.live[0].pos if self.live else self.ledger.first_pos
-        self.ledger.close_gaps()
+            self.ledger = self.ledger.moved(span, delta)
         self.place([first + at for at in range(len(self.live))])
         assert list(moved.values()) == [entry.pos for entry in self.live]
         self.next_pos = first + len(self.live)
 
-    @precondition(lambda self: self.ledger.runs)
+    @precondition(lambda self: self.ledger.segments)
     @rule()
     def reanchor(self) -> None:
-        head = self.ledger.head_tokens()
+        head = self.tape.read(*self.ledger.indices[:-1])
+        assert len(head) == self.ledger.n_head
         assert head == [entry.token for entry in self.live[: len(head)]]
-        start = self.ledger.head_place()
+        start = self.ledger.head_place
         assert start >= 0
-        self.ledger.place_head(start)
+        self.ledger = self.ledger.with_head_at(start)
         window = self.live[len(head) :]
         assert start + len(head) == (window[0].pos if window else self.next_pos)
         self.place([start + at for at in range(len(head))] + [entry.pos for entry in window])
@@ -104,44 +110,36 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule()
     def rebase(self) -> None:
         delta = -self.ledger.first_pos
-        self.ledger.rebase(delta)
+        self.ledger = self.ledger.shifted(delta)
         self.place([entry.pos + delta for entry in self.live])
         self.next_pos += delta
 
     @rule()
     def place_all(self) -> None:
-        self.ledger.place(0)
+        self.ledger = self.ledger.placed(0)
         self.place(list(range(len(self.live))))
         self.next_pos = len(self.live)
-
-    @rule()
-    def clear(self) -> None:
-        self.ledger.missing = Missing.HEAD
-        self.ledger.clear()
-        assert self.ledger.missing is Missing.NOTHING
-        self.live.clear()
-        self.next_index = self.next_pos = 0
 
     @invariant()
     def same(self) -> None:
         ledger, live = self.ledger, self.live
         entries = [
-            Entry(run.index + at, token, run.pos + at)
-            for run in ledger.runs
-            for at, token in enumerate(run.tokens)
+            Entry(part.index + at, token, part.pos + at)
+            for part in ledger.segments
+            for at, token in enumerate(self.tape.read(range(part.index, part.stop)))
         ]
         assert entries == live
-        assert list(ledger.tokens()) == [entry.token for entry in live]
+        assert self.tape.read(*ledger.indices) == [entry.token for entry in live]
         assert ledger.n_live == len(live)
         assert ledger.n_pinned == self.n_pinned()
         assert (ledger.next_index, ledger.next_pos) == (self.next_index, self.next_pos)
         if live:
             assert ledger.first_pos == live[0].pos
-            assert ledger.gap == self.next_pos - live[0].pos - len(live)
+            assert ledger.sink_lag == self.next_pos - live[0].pos - len(live)
         ranges = ledger.visible()
         assert [index for part in ranges for index in part] == [entry.index for entry in live]
         assert all(a.stop < b.start for a, b in pairwise(ranges))
-        assert all(run.tokens for run in ledger.head)
+        assert all(part.n for part in ledger.segments[:-1])
 
 
 LedgerMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
@@ -149,10 +147,8 @@ TestLedger = LedgerMachine.TestCase
 
 
 def test_taking_the_only_window_token_back_keeps_its_place() -> None:
-    ledger = Ledger(2)
-    ledger.append([10, 11, 12, 13])
-    ledger.evict(1)
-    assert ledger.pop() == 13
+    ledger, _ = Ledger(n_keep=2).append(4).evict(1)
+    ledger = ledger.truncate(1)
     assert (ledger.next_index, ledger.next_pos) == (3, 3)
-    ledger.append([13])
+    ledger = ledger.append(1)
     assert ledger.visible() == [range(2), range(3, 4)]

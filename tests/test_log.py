@@ -18,7 +18,7 @@ import llama_cpp.llama_cpp as llama
 import numpy as np
 import pytest
 
-from streamsink.engine.context import MAIN
+from streamsink.core.plan import MAIN
 from streamsink.errors import DecodeError, ModelError, TornError
 from streamsink.gguf.settings import CacheSettings
 from streamsink.llama.context import NativeContext

@@ -40,12 +40,18 @@ def test_nothing_grows_and_nothing_drifts(model: Model, policy: SinkPolicy, n_to
         assert report.stats.rebases == n_tokens // 65_536
 
 
+def shift(stream: Any, delta: int) -> None:
+    """Change the positions of the ledger alone."""
+    state = stream._controller.state
+    stream._controller.settle_on(state.but(ledger=state.ledger.shifted(delta)))
+
+
 DAMAGE: dict[str, Any] = {
-    "a visible token is another": lambda stream: stream._cache.ledger.runs[0].tokens.rotate(1),
-    "the ends of ledger and cache differ": lambda stream: stream._cache.ledger.rebase(1),
-    "positions of ledger and cache differ": lambda stream: stream._cache.backend.remove(0, 9, 10),
-    "a token is not in the stream": lambda stream: stream._pending.append(5),
-    "a position is out of bounds": lambda stream: stream._cache.ledger.rebase(10_000),
+    "a visible token is another": lambda stream: stream._controller._tape.write(1, [49]),
+    "the ends of ledger and cache differ": lambda stream: shift(stream, 1),
+    "positions of ledger and cache differ": lambda stream: stream._context.remove(0, 9, 10),
+    "a token is not in the stream": lambda stream: stream._controller.take([5]),
+    "a position is out of bounds": lambda stream: shift(stream, 10_000),
 }
 
 
@@ -56,7 +62,7 @@ def test_a_drift_would_be_seen(model: Model, what: str) -> None:
         stream.feed(tokens)
         record = Record(4, N_CTX)
         record.add(tokens)
-        cells = Cells(stream._cache.backend)  # type: ignore[arg-type]
+        cells = Cells(stream._context)  # type: ignore[arg-type]
         assert drift_of(stream, record, cells, 1000) == []
         DAMAGE[what](stream)
         assert any(what in line for line in drift_of(stream, record, cells, 1000))

@@ -17,8 +17,9 @@ import pexpect
 import pytest
 
 from streamsink.core.ledger import Missing
+from streamsink.core.plan import FIRST_LANE, MAIN, SCRATCH
 from streamsink.core.policy import SinkPolicy
-from streamsink.engine.context import FIRST_LANE, MAIN, SCRATCH, Logits
+from streamsink.engine.context import Logits
 from streamsink.engine.stream import Stream
 from streamsink.errors import (
     DecodeError,
@@ -50,7 +51,7 @@ def open_stream(
 ) -> tuple[Stream, NativeContext]:
     options: dict[str, Any] = {"n_lanes": n_lanes, "n_batch": N_BATCH, "threads": 1}
     stream = model.stream(policy, n_ctx, "f32", "f32", **options)
-    backend = stream._cache.backend
+    backend = stream._context
     assert isinstance(backend, NativeContext)
     return stream, backend
 
@@ -191,7 +192,7 @@ def test_a_stream_that_is_aborted_again_and_again(
                 token for start, stop in stream.stats.sees for token in TEXT[start:stop]
             ]
         abort.after = 2**30
-        if stream._cache.ledger.missing is not Missing.NOTHING:
+        if stream._controller.ledger.missing is not Missing.NOTHING:
             stream.feed(TEXT[:1])
         else:
             undisturbed.feed(TEXT)
@@ -246,7 +247,7 @@ def test_cells_that_do_not_go_back_in(monkeypatch: pytest.MonkeyPatch, model: Mo
     fresh, _ = open_stream(model, policy, n_ctx=256)
     with stream, fresh:
         stream.feed(TEXT[:360])
-        assert stream._cache._scattered
+        assert stream._controller.state.is_scattered
         assert context._n_compact_bytes
         monkeypatch.setattr(llama, "llama_state_seq_set_data", lambda *_: 0)
         with pytest.raises(TornError, match="could not put"):

@@ -8,20 +8,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from streamsink.core.capabilities import Capabilities, Verdict
 from streamsink.core.placement import choose
 from streamsink.core.policy import (
     CYCLE,
     LARGEST,
     NEAR,
     OVERSHOOT,
-    Chunk,
     SinkPolicy,
     default_slack,
     discard_size,
     move_cost,
     next_chunk,
 )
-from streamsink.engine.context import Capabilities, Verdict
 from streamsink.errors import CapabilityError, UsageError
 
 
@@ -76,52 +75,47 @@ def test_a_chunk_stays_within_every_bound(data: Any) -> None:
     def draw(least: int, most: int) -> int:
         return int(data.draw(st.integers(least, most)))
 
-    n_waiting, room, n_window = draw(1, 300), draw(0, 50), draw(1, 100)
-    n_discard, slack, n_batch = draw(1, n_window), draw(0, 200), draw(1, 128)
-    gap, n_lanes, n_spare = draw(0, slack), draw(1, 64), draw(0, 200)
+    n_waiting, room, n_window = draw(1, 300), draw(1, 50), draw(0, 100)
+    n_discard, slack, n_batch = draw(1, 100), draw(0, 200), draw(1, 128)
+    lag, n_lanes, n_spare = draw(0, slack), draw(1, 64), draw(0, 200)
     settings: dict[str, int] = {
         "n_window": n_window,
         "n_discard": n_discard,
-        "gap": gap,
+        "sink_lag": lag,
         "slack": slack,
         "n_batch": n_batch,
         "n_lanes": n_lanes,
         "n_spare": n_spare,
     }
-    chunk = next_chunk(n_waiting, room=room, **settings)
-    assert 1 <= chunk.n_tokens <= min(n_waiting, n_batch)
-    if room:
-        assert chunk == Chunk(min(n_waiting, room, n_batch), 0)
-        return
-    n_groups = chunk.n_groups
-    assert 1 <= n_groups <= n_lanes
-    assert chunk.n_tokens <= n_groups * n_discard
+    n = next_chunk(n_waiting, room=room, **settings)
+    assert 1 <= n <= min(n_waiting, n_batch)
+    if room != n_discard:
+        assert n == min(n_waiting, room, n_batch)
     # No eviction without a token that needs its room.
-    assert chunk.n_tokens > (n_groups - 1) * n_discard
-    if n_groups > 1:
+    n_evictions = max(0, -(-(n - room) // n_discard))
+    assert n_evictions < n_lanes
+    if n_evictions:
         # One decode cannot evict what it writes, and leaves a token to continue from.
-        assert n_groups * n_discard < n_window
+        assert n_evictions * n_discard < n_window
         # The cells of tokens that leave during the decode are occupied until its end.
-        assert (n_groups - 1) * n_discard <= n_spare
+        assert n_evictions * n_discard <= n_spare
         # The sink moves before the decode or not at all.
-        moves = gap + n_discard > slack
-        gap_after = (n_groups - 1) * n_discard + (0 if moves else gap + n_discard)
-        assert gap_after <= slack
+        assert lag + n_evictions * n_discard <= slack
 
 
 def test_a_long_queue_fills_whole_batches() -> None:
     settings = {
-        "room": 0,
+        "room": 1,
         "n_window": 1000,
         "n_discard": 1,
         "n_batch": 512,
         "n_lanes": 64,
         "n_spare": 63,
     }
-    assert next_chunk(500, gap=63, slack=63, **settings) == Chunk(64, 64)
-    assert next_chunk(500, gap=0, slack=63, **settings) == Chunk(63, 63)
-    assert next_chunk(500, gap=0, slack=0, **settings) == Chunk(1, 1)
-    assert next_chunk(10, gap=0, slack=63, **settings) == Chunk(10, 10)
+    assert next_chunk(500, sink_lag=0, slack=63, **settings) == 64
+    assert next_chunk(500, sink_lag=1, slack=63, **settings) == 63
+    assert next_chunk(500, sink_lag=0, slack=0, **settings) == 1
+    assert next_chunk(10, sink_lag=0, slack=63, **settings) == 10
 
 
 costs = st.floats(1, 2500)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from streamsink import Model, SinkPolicy
-from streamsink.engine.cache import REBASE_AT
-from streamsink.engine.context import MAIN
+from streamsink.core.plan import MAIN
+from streamsink.engine.base import REBASE_AT
 from streamsink.engine.stream import Stream
 from streamsink.llama.weights import Weights
 from tests.zoo import FAMILIES, N_VOCAB
@@ -38,8 +38,9 @@ def test_at_the_limit_nothing_changes(name: str, tmp_path: Path) -> None:
         with opened(model) as stream:
             begun = np.asarray(stream.score(TOKENS[:30]))
             start = REBASE_AT - 100
-            stream._cache.backend.shift(MAIN, 0, -1, start)
-            stream._cache.ledger.rebase(start)
+            stream._context.shift(MAIN, 0, -1, start)
+            state = stream._controller.state
+            stream._controller.settle_on(state.but(ledger=state.ledger.shifted(start)))
             went_on = np.asarray(stream.score(TOKENS[30:]))
             assert stream.stats.rebases == 1
             assert stream.stats.positions[1] < 400
@@ -53,7 +54,7 @@ def test_at_the_limit_nothing_changes(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", NOT_SHIFTING)
 def test_without_a_k_shift_the_live_tokens_are_evaluated_again(name: str, tmp_path: Path) -> None:
     with model_of(name, tmp_path) as model, opened(model) as stream:
-        stream._cache.rebase_at = 60
+        stream._controller.rebase_at = 60
         at = 0
         seen: list[int] = []
         while not stream.stats.rebases:

@@ -13,11 +13,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from streamsink.core.events import Event, Step
-from streamsink.core.ledger import Evicted
+from streamsink.core.events import Event, Evicted, Step
+from streamsink.core.plan import MAIN, SCRATCH
 from streamsink.core.policy import OVERSHOOT, Discard, Placement, SinkPolicy
 from streamsink.core.sampling import Sampling
-from streamsink.engine.context import MAIN, SCRATCH
 from streamsink.engine.stream import Stream
 from streamsink.errors import CapabilityError, ClosedError, DecodeError, UsageError
 from streamsink.llama import lane_probe as probe
@@ -65,7 +64,7 @@ def assert_close(scores: Floats, reference: Floats) -> None:
 
 
 def context_of(stream: Stream) -> NativeContext:
-    backend = stream._cache.backend
+    backend = stream._context
     assert isinstance(backend, NativeContext)
     return backend
 
@@ -394,7 +393,7 @@ def test_a_rebase_changes_nothing(
     policy = SinkPolicy(n_keep, 1, "reanchor", slack)
     with open_stream(model, policy, n_lanes, n_batch=80) as stream:
         # Twice the sum of n_ctx, slack and batch is the least: at most 288 here.
-        stream._cache.rebase_at = 60
+        stream._controller.rebase_at = 60
         scores = stream.score(tokens)
         assert stream.stats.rebases > 0
         assert stream.stats.positions[1] < 300

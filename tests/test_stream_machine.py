@@ -14,15 +14,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from streamsink.core.events import Event
-from streamsink.core.ledger import Evicted
+from streamsink.core import moves
+from streamsink.core.events import Event, Evicted
+from streamsink.core.plan import MAIN
 from streamsink.core.policy import SinkPolicy
 from streamsink.core.sampling import Sampling
-from streamsink.engine.context import MAIN
 from streamsink.engine.scoring import nll
 from streamsink.engine.stream import Stream
 from streamsink.errors import DecodeError, UsageError
@@ -276,7 +277,7 @@ class StreamMachine(RuleBasedStateMachine):
             for record in self.gone
             for at, token in enumerate(record.tokens)
         ] == plain.evicted
-        if self.stream._cache.ledger.missing.value != "nothing":
+        if self.stream._controller.ledger.missing.value != "nothing":
             return
         cells = sorted(self.backend._of(MAIN), key=lambda cell: cell.pos)
         assert len(cells) == len(self.backend.cells), "something is left in another sequence"
@@ -298,11 +299,11 @@ StreamMachine.TestCase.settings = settings(
 TestStreamMachine = StreamMachine.TestCase
 
 
-def test_the_machine_would_notice() -> None:
+def test_the_machine_would_notice(monkeypatch: pytest.MonkeyPatch) -> None:
     """A stream that forgets to move its sink is found out."""
     machine = StreamMachine()
     machine.open(SinkPolicy(2, 1, "reanchor", 0), 1, 8)
-    machine.stream._cache._bring_up = lambda: None  # type: ignore[method-assign]
+    monkeypatch.setattr(moves, "close_gap", lambda state: None)
     try:
         machine.feed(list(range(40)), None)
         machine.same()

@@ -18,8 +18,7 @@ from typing import Any
 import pytest
 
 from streamsink.chat.template import ChatTemplate
-from streamsink.core.events import Step
-from streamsink.core.ledger import Evicted
+from streamsink.core.events import Evicted, Step
 from streamsink.core.policy import SinkPolicy
 from streamsink.core.sampling import Sampling
 from streamsink.engine.stream import Stream
@@ -107,7 +106,7 @@ def awaited(stream: Stream) -> list[Step]:
 
 
 FILE = Path(tempfile.mkdtemp()) / "a.session"
-SAVED = Stream(FakeBackend(N_CTX), SinkPolicy(4), N_CTX)._snapshot()
+SAVED = Stream(FakeBackend(N_CTX), SinkPolicy(4), N_CTX)._controller.snapshot()
 
 OPERATIONS: dict[str, Callable[[Stream], object]] = {
     "feed": lambda stream: stream.feed("more"),
@@ -124,7 +123,7 @@ OPERATIONS: dict[str, Callable[[Stream], object]] = {
     "pinned_ranges": lambda stream: stream.pinned_ranges,
     "begin_turn": Stream.begin_turn,
     "logits": Stream.logits,
-    "rewind": lambda stream: stream.rewind(stream._cache.ledger.next_index - 1),
+    "rewind": lambda stream: stream.rewind(stream._controller.ledger.next_index - 1),
     "save": lambda stream: stream.save(FILE),
     "restore": lambda stream: stream.restore(SAVED, FakeBackend(N_CTX).kind, None),
     "stats": lambda stream: stream.stats,
@@ -146,7 +145,8 @@ UNCHANGING = {"n_cells", "bos", "pins", "text", "tokenize", "tokenize_parts"}
 
 
 def test_no_operation_is_forgotten() -> None:
-    public = {name for name in vars(Stream) if not name.startswith("_")}
+    kinds = [kind for kind in Stream.__mro__ if kind.__module__.startswith("streamsink.engine")]
+    public = {name for kind in kinds for name in vars(kind) if not name.startswith("_")}
     assert public == {*OPERATIONS, *UNCHANGING}
 
 

@@ -20,7 +20,7 @@ from unittest.mock import patch
 
 import pytest
 
-import streamsink.engine.stream
+import streamsink.engine.feeding
 from streamsink import session
 from streamsink.chat.chat import Chat
 from streamsink.chat.template import ChatTemplate
@@ -235,7 +235,7 @@ def test_handlers_that_raise_wait_too(number: signal.Signals) -> None:
 
     def handler(signum: int, frame: FrameType | None) -> None:
         while frame:
-            if frame.f_code.co_filename == streamsink.engine.stream.__file__:
+            if frame.f_code.co_filename == streamsink.engine.feeding.__file__:
                 raise Stop
             frame = frame.f_back
 
@@ -255,8 +255,7 @@ def test_handlers_that_raise_wait_too(number: signal.Signals) -> None:
                     stream.feed([fed % 250])
                 except Stop:
                     raised += 1
-                ledger = stream._cache.ledger
-                assert stream._cache.backend.end(0) == ledger.next_pos
+                assert stream._context.end(0) == stream._controller.ledger.next_pos
             over.set()
             disturber.join()
             assert stream.stats.index > 2900

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streamsink.core.boundaries import Boundaries, Sentences
+from streamsink.core import moves
 from streamsink.core.events import Event
 from streamsink.core.policy import SinkPolicy
+from streamsink.engine.sentences import Sentences
 from streamsink.engine.stream import Stream
 from tests.fake_backend import FakeBackend, FakeTokenizer
 
@@ -28,14 +29,12 @@ def window_start(stream: Stream) -> int:
 
 
 def test_boundaries() -> None:
-    found = Boundaries()
-    for index in (3, 7, 7, 5, 12):
-        found.add(index)
-    assert found.after(2) == 3
-    assert found.after(3) == 7
-    assert found.after(11) == 12
-    assert found.after(0) == 12, "what was passed is forgotten"
-    assert found.after(12) is None
+    found = moves.merged((), (3, 7, 7, 5, 12))
+    assert found == (3, 7, 12)
+    assert moves.later(found, 2) == found
+    assert moves.later(found, 3) == (7, 12), "what was passed is forgotten"
+    assert moves.later(found, 11) == (12,)
+    assert moves.later(found, 12) == ()
 
 
 @given(st.lists(st.integers(1, 25), min_size=1, max_size=30))
@@ -110,7 +109,7 @@ def test_what_ends_a_sentence(piece: bytes, ends: bool) -> None:
         def token_to_piece(self, token: int, *, special: bool = False) -> bytes:
             return piece
 
-    assert bool(Sentences(OneToken()).ends([0], 5)) == ends
+    assert Sentences(OneToken()).ends_with(0) == ends
 
 
 def test_a_change_of_mind() -> None:
@@ -133,7 +132,7 @@ def test_turns_that_have_left_are_not_remembered() -> None:
         for _ in range(200):
             stream.begin_turn()
             stream.feed([7] * 3)
-        assert len(stream._cache.boundaries._indices) <= N_CTX
+        assert len(stream._controller.state.boundaries) <= N_CTX
 
 
 def test_reset_forgets_turns() -> None:

@@ -21,8 +21,8 @@ import llama_cpp.llama_cpp as llama
 import numpy as np
 import pytest
 
+from streamsink.core.plan import MAIN, SCRATCH
 from streamsink.core.policy import Placement, SinkPolicy
-from streamsink.engine.context import MAIN, SCRATCH
 from streamsink.errors import DecodeError, StreamsinkError
 from streamsink.gguf.settings import CacheSettings
 from streamsink.gguf.traits import Traits

@@ -17,10 +17,9 @@ from typing import Literal, NamedTuple, ParamSpec, TypeAlias
 
 import numpy as np
 
-from streamsink.core import placement
+from streamsink.core.plan import MAIN, SCRATCH
 from streamsink.core.policy import SinkPolicy, discard_size
 from streamsink.core.sampling import Sampling
-from streamsink.engine.context import MAIN, SCRATCH
 from streamsink.engine.stream import Stream
 from streamsink.model import Model
 
@@ -66,15 +65,15 @@ class FullStream:
         self._random = random.Random(seed)
         self._sampling = Sampling(seed=seed)
         # The baselines work beneath the stream, on its very cells.
-        self._cache = self.stream._cache
-        self._backend = self._cache.backend
+        self._driver = stream._driver
+        self._context = self._driver.context
         self._feed(self._n_ctx + BATCH)  # the first eviction tries out whether lanes work
         self.auto = self.stream.stats.placement
 
     def decoding(self, policy: SinkPolicy) -> Sample:
         """One cycle of evictions, token by token, and each token again by a plain decode."""
         self._settle(policy)
-        n_discard = discard_size(policy, self._n_ctx, self._cache.ledger.n_pinned)
+        n_discard = discard_size(policy, self._n_ctx, self._driver.controller.ledger.n_pinned)
         cycle = n_discard * (self.stream.stats.slack // n_discard + 1)
         n = cycle * -(-LEAST_BLOCK // cycle)
         before = self.stream.stats.evictions
@@ -107,8 +106,8 @@ class FullStream:
         def whole() -> None:
             take(tokens)
             # What the next single token would have to do is counted here.
-            placement.compact(self._backend, self._cache.ledger)
-            self._backend.logits()
+            self._driver.compact()
+            self._context.logits()
 
         before = [self._prefill(rows) for _ in range(n // BATCH)]
         ms = _ms(whole)
@@ -126,11 +125,11 @@ class FullStream:
         """Generate where there is room, and each token again by a bare loop."""
         self._settle(SinkPolicy(n_discard=2 * N_GENERATE))
         self._feed(1)
-        chain = self._backend.sampler(self._sampling, ())
+        chain = self._context.sampler(self._sampling, ())
 
         def bare(token: int) -> None:
             self._again([token])
-            self._backend.sample(chain, 0)
+            self._context.sample(chain, 0)
 
         ms, plain = [], 0.0
         steps = self.stream.generate(N_GENERATE, sampling=self._sampling, ignore_eos=True)
@@ -150,7 +149,7 @@ class FullStream:
     def recomputing(self) -> Sample:
         """What a token costs if the whole window is evaluated for it, against a plain decode."""
         self._settle(SinkPolicy())
-        ms = _ms(placement.reevaluate, self._backend, self._cache.ledger)
+        ms = _ms(self._driver.evaluate_anew)
         newest = self.stream.visible_tokens()[-1:]
         plain = [_ms(self._again, newest) for _ in range(8)]
         return Sample([ms], 1, float(np.median(plain)))
@@ -182,7 +181,7 @@ class FullStream:
     def _against_anew(self, call: Callable[[], object]) -> Sample:
         self._settle(SinkPolicy())
         ms = _ms(call)
-        anew = _ms(placement.reevaluate, self._backend, self._cache.ledger)
+        anew = _ms(self._driver.evaluate_anew)
         return Sample([ms], self._n_ctx, anew / self._n_ctx)
 
     # -- calls ----------------------------------------------------------------------------------
@@ -190,23 +189,29 @@ class FullStream:
     def _take(self, tokens: list[int]) -> None:
         self.stream.feed(tokens)
         # Graphs run asynchronously where there is a GPU: reading waits for them.
-        self._backend.logits()
+        self._context.logits()
 
     def _again(self, tokens: list[int]) -> None:
         """Take the newest tokens, which these are, out of the cache and decode them bare."""
-        pos = self._cache.ledger.next_pos - len(tokens)
-        self._backend.remove(MAIN, pos, -1)
+        pos = self._driver.controller.ledger.next_pos - len(tokens)
+        self._context.remove(MAIN, pos, -1)
         self._decode(tokens, pos, "last")
 
     def _decode(self, tokens: list[int], pos: int, rows: Rows) -> None:
-        self._backend.decode(tokens, pos, MAIN, rows)
-        self._backend.logits()
+        self._context.decode(tokens, pos, MAIN, rows)
+        self._context.logits()
 
     def _evaluate(self, tokens: list[int]) -> float:
         """Ms per token of evaluating tokens bare, where a sink is evaluated."""
-        start = self._cache.ledger.head_place()
-        ms = _ms(placement.evaluate, self._backend, tokens, start, SCRATCH)
-        self._backend.remove(SCRATCH, 0, -1)
+        start = self._driver.controller.ledger.head_place
+
+        def whole() -> None:
+            for at in range(0, len(tokens), self._context.n_batch):
+                piece = tokens[at : at + self._context.n_batch]
+                self._context.decode(piece, start + at, SCRATCH, "last")
+
+        ms = _ms(whole)
+        self._context.remove(SCRATCH, 0, -1)
         return ms / len(tokens)
 
     def _prefill(self, rows: Rows, n_beyond: int | None = None) -> float:
@@ -214,20 +219,20 @@ class FullStream:
 
         Without, it begins on the fill of a decode with lanes: a full cache, one token evicted.
         """
-        backend, pos = self._backend, self._cache.ledger.next_pos
+        context, pos = self._context, self._driver.controller.ledger.next_pos
         if n_beyond is None:
-            n_beyond = min(BATCH - 1, backend.n_cells - self._n_ctx)
+            n_beyond = min(BATCH - 1, context.n_cells - self._n_ctx)
         newest = self.stream.visible_tokens()[-(BATCH - n_beyond) :]
         batch = [*newest, *self._tokens(n_beyond)]
-        backend.remove(MAIN, pos - len(newest), -1)
+        context.remove(MAIN, pos - len(newest), -1)
         ms = _ms(self._decode, batch, pos - len(newest), rows)
-        backend.remove(MAIN, pos, -1)
+        context.remove(MAIN, pos, -1)
         return ms / BATCH
 
     # -- between blocks -------------------------------------------------------------------------
 
     def _tokens(self, n: int) -> list[int]:
-        n_tokens = self._backend.tokenizer.n_tokens
+        n_tokens = self._context.tokenizer.n_tokens
         return [self._random.randrange(n_tokens) for _ in range(n)]
 
     def _feed(self, n: int) -> None:
@@ -240,7 +245,7 @@ class FullStream:
         for _ in range(2):
             self._feed(1)
         self._fill()
-        placement.compact(self._backend, self._cache.ledger)
+        self._driver.compact()
 
     def _fill(self) -> None:
         stats = self.stream.stats

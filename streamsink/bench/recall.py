@@ -40,8 +40,8 @@ from streamsink.bench import text
 from streamsink.bench.facts import MOST_FACTS, VALUES, Fact, draw_asked, draw_facts
 from streamsink.bench.statistics import wilson_interval
 from streamsink.bench.task import Place, Progress, Task
+from streamsink.core.plan import MAIN, SCRATCH
 from streamsink.core.policy import Discard, SinkPolicy, discard_size
-from streamsink.engine.context import MAIN, SCRATCH
 from streamsink.engine.scoring import nll
 from streamsink.engine.stream import Stream
 from streamsink.errors import CapabilityError, UsageError
@@ -234,19 +234,19 @@ def foresee(stream: Stream, fact: Fact, seen: Sight) -> NDArray[np.float64]:
     ndarray of float64, shape (n_choices,)
         Negative log-likelihood of each choice, in nat.
     """
-    cache = stream._cache
-    backend, ledger = cache.backend, cache.ledger
+    context, controller = stream._context, stream._controller
+    ledger = controller.ledger
     # The logits will be those of the question; whoever wants the stream's has to ask anew.
-    cache.logits_ready = False
-    backend.copy(MAIN, SCRATCH, 0, -1)
+    controller.settle_on(controller.state.but(has_logits=False))
+    context.copy(MAIN, SCRATCH, 0, -1)
     try:
         for span in ledger.oldest(seen.n_forgotten):
-            backend.remove(SCRATCH, span.start, span.stop)
-        backend.decode(fact.question, ledger.next_pos, SCRATCH, "last")
-        row = backend.logits()[-1]
+            context.remove(SCRATCH, span.start, span.stop)
+        context.decode(fact.question, ledger.next_pos, SCRATCH, "last")
+        row = context.logits()[-1]
         return nll(np.broadcast_to(row, (len(fact.choices), len(row))), fact.choices)
     finally:
-        backend.remove(SCRATCH, 0, -1)
+        context.remove(SCRATCH, 0, -1)
 
 
 def _before(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 from typer.core import TyperGroup
 
-from streamsink import policy as policies
+from streamsink.core import policy as policies
 from streamsink.cli import terminal
 from streamsink.cli.grouped import grouped
 from streamsink.cli.opening import warn

@@ -20,7 +20,7 @@ from streamsink.system.child import SURVEYOR, Child
 from streamsink.system.memory import available_bytes, gib
 
 if TYPE_CHECKING:
-    from streamsink.engine.context import Capabilities
+    from streamsink.core.capabilities import Capabilities
     from streamsink.gguf.inspection import Need, Survey
 
 PROMPT = "Once upon a time"

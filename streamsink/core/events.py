@@ -32,6 +32,22 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
+class Evicted:
+    """What an eviction took out of the stream.
+
+    Attributes
+    ----------
+    index : int
+        Index of the first token that left; the others followed it in the stream.
+    tokens : tuple of int
+        Their ids.
+    """
+
+    index: int
+    tokens: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Event:
     """Something that happened to the cache.
 

@@ -9,105 +9,97 @@ exactly the cells that it would have seen alone.
 
 Filling a lane takes llama.cpp as long as there are cells, so lanes stand from one batch to the next
 and are only brought up to date: what has left the stream leaves them, what they lack comes in.
+While they stand, nothing else may be done to the cache but evictions; all else takes them down.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from functools import lru_cache
 
-from streamsink.core.ledger import Evicted, Ledger, Missing, Span
-from streamsink.engine.context import FIRST_LANE, MAIN, Backend
+from streamsink.core.ledger import Ledger, Span
+from streamsink.core.plan import FIRST_LANE, MAIN, Copy, Happened, Op, Plan, Remove, Rows
+from streamsink.core.state import State
 
 
-class Lanes:
-    """The lanes of one stream.
+def feed(state: State, tokens: Sequence[int], n_discard: int) -> Plan:
+    """Decode groups of ``n_discard`` tokens with an eviction between each two.
 
-    While lanes stand, nothing else may be done to the cache but taking the oldest tokens out of the
-    stream: `drop` them first.
-
-    Parameters
-    ----------
-    backend : Backend
-        The engine's context.
-    ledger : Ledger
-        Which token sits where.
+    There is room for the first group. Lanes that do not fit these groups are taken down first.
     """
+    ledger = state.ledger
+    n_lanes = (len(tokens) - 1) // n_discard
+    gone = ledger.oldest(n_lanes * n_discard)
+    if state.lanes:
+        # Lanes differ in where the window begins, so they can go on only if all that leaves is of
+        # it: a smaller n_keep lets tokens of the head go first.
+        if len(state.lanes) != n_lanes or gone[0].start < ledger.segments[-1].pos:
+            return take_down(state)
+        brought_up = _renewed(state, gone[0], n_discard)
+    else:
+        brought_up = _filled(ledger, n_lanes, n_discard)
+    after, told = ledger, []
+    for _ in range(n_lanes):
+        after, left = after.evict(n_discard)
+        told += [Happened("evict", len(indices), indices) for indices in left]
+    return Plan(
+        state,
+        state.but(
+            ledger=after.append(len(tokens)),
+            counters=state.counters.with_evictions(n_lanes, n_lanes * n_discard),
+            lanes=tuple(ledger.next_pos + (at + 1) * n_discard for at in range(n_lanes)),
+            is_scattered=True,
+            has_logits=True,
+            is_shifting=False,
+        ),
+        (*brought_up, *(Remove(MAIN, start, stop) for start, stop in gone)),
+        Rows(tokens, ledger.next_pos, MAIN, _seen(len(tokens), n_discard)),
+        # The fullest lane still holds what was evicted from the stream.
+        (
+            *(Copy(_lane(0, n_lanes), MAIN, start, stop) for start, stop in gone),
+            *_emptied(n_lanes),
+        ),
+        state.but(lanes=(), has_logits=False),
+        tuple(told),
+    )
 
-    def __init__(self, backend: Backend, ledger: Ledger) -> None:
-        self._backend = backend
-        self._ledger = ledger
-        # Position after the last token of each standing lane, the fullest lane first.
-        self._ends: list[int] = []
 
-    def decode(
-        self, tokens: Sequence[int], n_discard: int, rows: Literal["last", "all"]
-    ) -> list[Evicted]:
-        """Decode groups of ``n_discard`` tokens with an eviction between each two.
+def take_down(state: State) -> Plan:
+    """Empty all lanes, the fullest first."""
+    ops = _emptied(len(state.lanes))
+    return Plan(state, state.but(lanes=()), ops, back=ops)
 
-        The eviction before the first group is the caller's, as is moving the sink.
 
-        Returns
-        -------
-        list of Evicted
-            What left, in order.
+def _emptied(n_lanes: int) -> tuple[Op, ...]:
+    return tuple(Remove(_lane(at, n_lanes), 0, -1) for at in range(n_lanes))
 
-        Raises
-        ------
-        DecodeError
-            Cache and ledger are as before the call, and no lane stands.
-        """
-        backend, ledger = self._backend, self._ledger
-        groups = [at // n_discard for at in range(len(tokens))]
-        last = groups[-1]
-        gone = ledger.oldest(last * n_discard)
-        try:
-            # Standing lanes differ in where the window begins, so all that leaves must be of it: a
-            # smaller n_keep lets tokens of the head go first.
-            if len(self._ends) == last and gone[0].start >= ledger.runs[-1].pos:
-                self._renew(gone[0], n_discard)
-            else:
-                self.drop()
-                self._fill(last, n_discard)
-            for span in gone:
-                backend.remove(MAIN, span.start, span.stop)
-            lanes = [MAIN if group == last else _lane(group, last) for group in groups]
-            backend.decode_lanes(tokens, ledger.next_pos, lanes, rows)
-        except BaseException:
-            # Some may still stand that were to be dropped.
-            self._ends = [0] * max(last, len(self._ends))
-            # Should putting it right fail too, all is to be evaluated anew.
-            ledger.missing = Missing.ALL
-            for span in gone:
-                backend.copy(_lane(0, last), MAIN, span.start, span.stop)
-            self.drop()
-            ledger.missing = Missing.NOTHING
-            raise
-        self._ends = [ledger.next_pos + (group + 1) * n_discard for group in range(last)]
-        records = [record for _ in range(last) for record in ledger.evict(n_discard)]
-        ledger.append(tokens)
-        return records
 
-    def drop(self) -> None:
-        """Empty all lanes, the fullest first; on failure the others still stand."""
-        while self._ends:
-            self._backend.remove(_lane(0, len(self._ends)), 0, -1)
-            del self._ends[0]
+def _filled(ledger: Ledger, last: int, n_discard: int) -> list[Op]:
+    ops: list[Op] = []
+    for group in range(last):
+        lane = _lane(group, last)
+        evicted = ledger.oldest(group * n_discard)
+        if evicted:
+            ops.append(Copy(MAIN, lane, ledger.first_pos, evicted[0].start))
+        ops.append(Copy(MAIN, lane, evicted[-1].stop if evicted else 0, -1))
+    return ops
 
-    def _fill(self, last: int, n_discard: int) -> None:
-        for group in range(last):
-            lane = _lane(group, last)
-            evicted = self._ledger.oldest(group * n_discard)
-            if evicted:
-                self._backend.copy(MAIN, lane, self._ledger.first_pos, evicted[0].start)
-            self._backend.copy(MAIN, lane, evicted[-1].stop if evicted else 0, -1)
 
-    def _renew(self, gone: Span, n_discard: int) -> None:
-        sink_end = self._ledger.head[-1].end
-        for group, end in enumerate(self._ends):
-            lane = _lane(group, len(self._ends))
-            self._backend.remove(lane, sink_end, gone.start + group * n_discard)
-            self._backend.copy(MAIN, lane, end, -1)
+def _renewed(state: State, gone: Span, n_discard: int) -> list[Op]:
+    sink_end = state.ledger.segments[-2].end
+    ops: list[Op] = []
+    for group, end in enumerate(state.lanes):
+        lane = _lane(group, len(state.lanes))
+        ops.append(Remove(lane, sink_end, gone.start + group * n_discard))
+        ops.append(Copy(MAIN, lane, end, -1))
+    return ops
+
+
+@lru_cache(maxsize=64)
+def _seen(n_tokens: int, n_discard: int) -> tuple[int, ...]:
+    """The lane that each token sees; those of the last group see the stream itself."""
+    groups = [at // n_discard for at in range(n_tokens)]
+    return tuple(MAIN if at == groups[-1] else _lane(at, groups[-1]) for at in groups)
 
 
 def _lane(group: int, last: int) -> int:

@@ -1,19 +1,20 @@
 """Which token sits at which position: the only truth about the cache on our side.
 
-Pure bookkeeping. A stream's live tokens are a list of *runs*, each contiguous both in index (the
-token's place in the stream) and in position (what its KV cell carries). The last run is the
-window; what stands before it is the head: the pinned prefix, and for a while whatever a live
-change of ``n_keep`` has pinned or released.
+A value: nothing here changes, every move gives another ledger. A stream's live tokens are a row of
+*segments*, each contiguous both in index (the token's place in the stream) and in position (what
+its KV cell carries). The last segment is the window; what stands before it is the head: the pinned
+prefix, and for a while whatever a live change of ``n_keep`` has pinned or released.
+
+Which token has which id is written on the `streamsink.core.tape`.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from enum import Enum
-from itertools import islice
 from typing import NamedTuple
+
+import msgspec
 
 
 class Missing(Enum):
@@ -24,40 +25,6 @@ class Missing(Enum):
     ALL = "all"
 
 
-@dataclass(slots=True)
-class Run:
-    """Tokens that are neighbours in the stream and in the cache.
-
-    Attributes
-    ----------
-    index, pos : int
-        Index and position of the first token.
-    tokens : deque of int
-        Token ids, oldest first.
-    """
-
-    index: int
-    pos: int
-    tokens: deque[int] = field(default_factory=deque)
-
-    def __len__(self) -> int:
-        return len(self.tokens)
-
-    @property
-    def end(self) -> int:
-        """Position after the last token."""
-        return self.pos + len(self.tokens)
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """A run as plain data: index and position of its first token, and the ids."""
-
-    index: int
-    pos: int
-    tokens: tuple[int, ...]
-
-
 class Span(NamedTuple):
     """Positions ``[start, stop)`` of the cache."""
 
@@ -65,258 +32,231 @@ class Span(NamedTuple):
     stop: int
 
 
-@dataclass(frozen=True, slots=True)
-class Evicted:
-    """What an eviction took out of the stream.
+class Segment(msgspec.Struct, frozen=True, gc=False):
+    """Tokens that are neighbours in the stream and in the cache.
 
     Attributes
     ----------
-    index : int
-        Index of the first token that left; the others followed it in the stream.
-    tokens : tuple of int
-        Their ids.
+    index, pos : int
+        Index and position of the first token.
+    n : int
+        How many they are.
     """
 
     index: int
-    tokens: tuple[int, ...]
+    pos: int
+    n: int
+
+    @property
+    def stop(self) -> int:
+        """Index after the last token."""
+        return self.index + self.n
+
+    @property
+    def end(self) -> int:
+        """Position after the last token."""
+        return self.pos + self.n
+
+    def without_first(self, n: int) -> Segment:
+        """What is left when the oldest tokens leave."""
+        return Segment(self.index + n, self.pos + n, self.n - n)
+
+    def at(self, pos: int) -> Segment:
+        """The same tokens from another position on."""
+        return Segment(self.index, pos, self.n)
 
 
-class Ledger:
+class Ledger(msgspec.Struct, frozen=True, gc=False):
     """The live tokens of one stream.
-
-    Parameters
-    ----------
-    n_keep : int
-        Tokens pinned at the head; may change at any time.
 
     Attributes
     ----------
+    segments : tuple of Segment
+        Oldest first; the last is the window, which may be empty: it is where the stream goes on.
+    next_index : int
+        Index of the next token to be decoded: how many have been.
+    n_live : int
+        Tokens that the next token will see, itself not counted.
+    n_keep : int
+        Tokens pinned at the head.
     missing : Missing
-        What `streamsink.core.placement` has taken out of the cache and not yet brought back.
+        Which live tokens have no cells.
+    n_ready : int
+        How many of the missing tokens, oldest first, are evaluated again already.
     """
 
-    def __init__(self, n_keep: int = 0) -> None:
-        self.n_keep = n_keep
-        self.missing = Missing.NOTHING
-        self._runs: list[Run] = []
-        self._n_live = 0
-        self._next_index = 0
+    segments: tuple[Segment, ...] = ()
+    next_index: int = 0
+    n_live: int = 0
+    n_keep: int = 0
+    missing: Missing = Missing.NOTHING
+    n_ready: int = 0
 
-    @property
-    def n_live(self) -> int:
-        """Tokens that the next token will be able to see, itself not counted."""
-        return self._n_live
+    # -- what there is --------------------------------------------------------------------------
 
     @property
     def n_pinned(self) -> int:
         """Pinned tokens present."""
-        return min(self.n_keep, self._n_live)
+        return min(self.n_keep, self.n_live)
 
     @property
-    def next_index(self) -> int:
-        """Index of the next token: how many the stream has taken in."""
-        return self._next_index
+    def n_window(self) -> int:
+        """Live tokens that are not pinned."""
+        return self.n_live - self.n_pinned
+
+    @property
+    def n_head(self) -> int:
+        """Tokens before the last segment."""
+        return self.n_live - self.n_newest
+
+    @property
+    def n_newest(self) -> int:
+        """Tokens of the last segment: so many can be truncated, for none was evicted among them."""
+        return self.segments[-1].n if self.segments else 0
 
     @property
     def first_pos(self) -> int:
         """Position of the oldest live token."""
-        return self._runs[0].pos if self._runs else 0
+        return self.segments[0].pos if self.segments else 0
 
     @property
     def next_pos(self) -> int:
         """Position of the next token."""
-        return self._runs[-1].end if self._runs else 0
+        return self.segments[-1].end if self.segments else 0
 
     @property
     def last_end(self) -> int:
         """Position after the newest live token, below `next_pos` where the window is empty."""
-        return next((run.end for run in reversed(self._runs) if run.tokens), 0)
+        return next((part.end for part in reversed(self.segments) if part.n), 0)
 
     @property
-    def gap(self) -> int:
+    def sink_lag(self) -> int:
         """Positions that the head trails the place where a dense cache would have it."""
-        return self.next_pos - self.first_pos - self._n_live
+        return self.next_pos - self.first_pos - self.n_live
+
+    @property
+    def head_place(self) -> int:
+        """Position at which the head would stand right below the window."""
+        return self.segments[-1].pos - self.n_head
 
     @property
     def window_index(self) -> int:
         """Index of the oldest token that is not pinned."""
         skip = self.n_pinned
-        for run in self._runs:
-            if skip < len(run):
-                return run.index + skip
-            skip -= len(run)
-        return self._next_index
-
-    def unpinned(self, start: int, stop: int) -> Iterator[tuple[int, tuple[int, ...]]]:
-        """The live tokens of an index range that are not pinned: first index and ids, in order."""
-        skip = self.n_pinned
-        for run in self._runs:
-            first = max(min(skip, len(run)), start - run.index)
-            tokens = tuple(islice(run.tokens, first, max(first, stop - run.index)))
-            if tokens:
-                yield run.index + first, tokens
-            skip = max(0, skip - len(run))
-
-    def between(self, start: int, stop: int) -> list[int]:
-        """Ids of the live tokens of an index range, in order."""
-        found: list[int] = []
-        for run in self._runs:
-            found += islice(run.tokens, max(0, start - run.index), max(0, stop - run.index))
-        return found
-
-    def n_leading(self, start: int, stop: int) -> int:
-        """How many of the oldest live tokens, one after another, are of an index range."""
-        n = 0
-        for run in self._runs:
-            here = len(run) if run.index >= start else 0
-            here = max(0, min(here, stop - run.index))
-            n += here
-            if here < len(run):
-                break
-        return n
-
-    def pinned(self) -> list[range]:
-        """Index ranges of the pinned tokens that are part of the stream, oldest first."""
-        left = self.n_pinned
-        ranges: list[range] = []
-        for run in self._runs:
-            here = min(left, len(run))
-            left -= here
-            if here and run.index >= 0:
-                ranges.append(range(run.index, run.index + here))
-        return ranges
-
-    def n_before(self, index: int) -> int:
-        """Live tokens that come before an index; those of a swapped prefix come before all."""
-        return sum(max(0, min(len(run), index - run.index)) for run in self._runs)
+        for part in self.segments:
+            if skip < part.n:
+                return part.index + skip
+            skip -= part.n
+        return self.next_index
 
     @property
-    def runs(self) -> Sequence[Run]:
-        """The runs, oldest first. Read only."""
-        return self._runs
+    def spans(self) -> list[Span]:
+        """Positions of all live tokens."""
+        return [Span(part.pos, part.end) for part in self.segments if part.n]
 
     @property
-    def head(self) -> Sequence[Run]:
-        """The runs before the window. Read only."""
-        return self._runs[:-1]
-
-    def tokens(self) -> Iterator[int]:
-        """Ids of all live tokens, oldest first."""
-        for run in self._runs:
-            yield from run.tokens
+    def indices(self) -> list[range]:
+        """Index ranges of all live tokens, oldest first."""
+        return [range(part.index, part.stop) for part in self.segments]
 
     def visible(self) -> list[range]:
         """Index ranges of the live tokens, neighbours merged."""
-        parts = [range(run.index, run.index + len(run)) for run in self._runs]
         ranges: list[range] = []
-        for here in filter(None, parts):
+        for here in filter(None, self.indices):
             if ranges and ranges[-1].stop == here.start:
                 here = range(ranges.pop().start, here.stop)
             ranges.append(here)
         return ranges
 
-    @property
-    def pieces(self) -> tuple[Piece, ...]:
-        """The runs, as plain data."""
-        return tuple(Piece(run.index, run.pos, tuple(run.tokens)) for run in self._runs)
+    def pinned(self) -> list[range]:
+        """Index ranges of the pinned tokens that are part of the stream, oldest first."""
+        left = self.n_pinned
+        ranges: list[range] = []
+        for part in self.segments:
+            here = min(left, part.n)
+            left -= here
+            if here and part.index >= 0:
+                ranges.append(range(part.index, part.index + here))
+        return ranges
 
-    @classmethod
-    def of(cls, pieces: Sequence[Piece], n_keep: int, n_tokens: int) -> Ledger:
-        """The ledger of a stream whose next token has index ``n_tokens``."""
-        ledger = cls(n_keep)
-        ledger._runs = [Run(piece.index, piece.pos, deque(piece.tokens)) for piece in pieces]
-        ledger._n_live = sum(map(len, ledger._runs))
-        ledger._next_index = n_tokens
-        return ledger
+    def between(self, start: int, stop: int) -> list[range]:
+        """The live tokens of an index range."""
+        found = (range(max(start, part.index), min(stop, part.stop)) for part in self.segments)
+        return list(filter(None, found))
 
-    def append(self, tokens: Iterable[int]) -> None:
-        """Enter tokens that were decoded at `next_pos` and after it."""
-        if not self._runs:
-            self._runs.append(Run(self._next_index, 0))
-        run = self._runs[-1]
-        before = len(run)
-        run.tokens.extend(tokens)
-        added = len(run) - before
-        self._n_live += added
-        self._next_index += added
+    def unpinned(self, start: int, stop: int) -> list[range]:
+        """The live tokens of an index range that are not pinned."""
+        skip = self.n_pinned
+        found: list[range] = []
+        for part in self.segments:
+            first = part.index + min(skip, part.n)
+            found.append(range(max(first, start), min(part.stop, stop)))
+            skip = max(0, skip - part.n)
+        return list(filter(None, found))
 
-    def pop(self) -> int:
-        """Take back the newest token; an emptied window keeps its place."""
-        token = self._runs[-1].tokens.pop()
-        self._n_live -= 1
-        self._next_index -= 1
-        return token
+    def n_leading(self, start: int, stop: int) -> int:
+        """How many of the oldest live tokens, one after another, are of an index range."""
+        n = 0
+        for part in self.segments:
+            here = max(0, min(part.n, stop - part.index)) if part.index >= start else 0
+            n += here
+            if here < part.n:
+                break
+        return n
 
-    @property
-    def n_newest(self) -> int:
-        """Tokens that could be taken back, for none before them was evicted."""
-        return len(self._runs[-1]) if self._runs else 0
+    def n_before(self, index: int) -> int:
+        """Live tokens that come before an index; those of a swapped prefix come before all."""
+        return sum(max(0, min(part.n, index - part.index)) for part in self.segments)
 
     def oldest(self, n: int) -> list[Span]:
         """Positions of the ``n`` oldest tokens that are not pinned, in order."""
+        _, rest = self._divided(self.n_pinned)
         spans: list[Span] = []
-        skip = self.n_pinned
-        for run in self._runs:
-            here = min(skip, len(run))
-            skip -= here
-            take = min(n, len(run) - here)
-            if take > 0:
-                spans.append(Span(run.pos + here, run.pos + here + take))
-                n -= take
-            if n == 0:
-                break
+        for part in rest:
+            take = min(n, part.n)
+            if take:
+                spans.append(Span(part.pos, part.pos + take))
+            n -= take
         return spans
 
-    def evict(self, n: int) -> list[Evicted]:
-        """Strike the ``n`` oldest tokens that are not pinned; neighbours come as one record."""
-        at = self._boundary(self.n_pinned)
-        gone: list[Evicted] = []
-        while n > 0:
-            run = self._runs[at]
-            take = min(n, len(run))
-            record = Evicted(run.index, tuple(run.tokens.popleft() for _ in range(take)))
-            gone.append(record)
-            run.index += take
-            run.pos += take
-            n -= take
-            self._n_live -= take
-            if not run.tokens and at < len(self._runs) - 1:
-                del self._runs[at]
-            # An emptied window stays: its position is where the stream goes on.
-        return gone
+    # -- moves ----------------------------------------------------------------------------------
 
-    def _boundary(self, n: int) -> int:
-        """Make a run begin after the first ``n`` tokens; return its place in the list."""
-        for at, run in enumerate(self._runs):
-            if n == 0:
-                return at
-            if n < len(run):
-                rest = Run(run.index + n, run.pos + n, deque(islice(run.tokens, n, None)))
-                while len(run) > n:
-                    run.tokens.pop()
-                self._runs.insert(at + 1, rest)
-                return at + 1
-            n -= len(run)
-        # Everything is pinned: the window is empty and begins where the stream goes on.
-        self._runs.append(Run(self._next_index, self.next_pos))
-        return len(self._runs) - 1
+    def append(self, n: int) -> Ledger:
+        """Enter tokens that were decoded at `next_pos` and after it."""
+        *head, window = self.segments or (Segment(self.next_index, 0, 0),)
+        grown = Segment(window.index, window.pos, window.n + n)
+        return self._with((*head, grown), n, n)
 
-    def head_tokens(self) -> list[int]:
-        """Ids of the tokens before the window."""
-        return [token for run in self.head for token in run.tokens]
+    def truncate(self, n: int) -> Ledger:
+        """Strike the ``n`` newest tokens; an emptied window keeps its place."""
+        *head, window = self.segments
+        left = Segment(window.index, window.pos, window.n - n)
+        return self._with((*head, left), -n, -n)
 
-    def head_place(self) -> int:
-        """Position at which the head would stand right below the window."""
-        window = self._runs[-1]
-        return window.pos - (self._n_live - len(window))
+    def evict(self, n: int) -> tuple[Ledger, list[range]]:
+        """Strike the ``n`` oldest tokens that are not pinned.
 
-    def place_head(self, pos: int) -> None:
-        """Record that the head stands at ``pos`` and after it, without gaps."""
-        for run in self.head:
-            run.pos = pos
-            pos += len(run)
+        Returns
+        -------
+        Ledger
+            Without them.
+        list of range
+            Their indices, neighbours together.
+        """
+        left = n
+        head, rest = self._divided(self.n_pinned)
+        gone: list[range] = []
+        while left > 0:
+            part = rest[0]
+            take = min(left, part.n)
+            gone.append(range(part.index, part.index + take))
+            rest[0] = part.without_first(take)
+            left -= take
+            if not rest[0].n and len(rest) > 1:  # an emptied window stays
+                del rest[0]
+        return self._with((*head, *rest), -n, 0), gone
 
-    def splice(self, at: int, n: int, tokens: Sequence[int]) -> int:
+    def splice(self, at: int, n: int, n_new: int) -> tuple[Ledger, int]:
         """Strike ``n`` tokens of the head after the first ``at``, and enter others in their place.
 
         None of those entered is in the cache yet. They were never part of the stream, so their
@@ -324,54 +264,95 @@ class Ledger:
 
         Returns
         -------
+        Ledger
+            With them, the head right below the window.
         int
             Index of the first token entered.
         """
-        first = self._boundary(at)
-        last = self._boundary(at + n)
-        gone = sum(len(run) for run in self._runs[first:last])
-        lowest = min(0, *(run.index for run in self._runs))
-        index = lowest - len(tokens)
-        self._runs[first:last] = [Run(index, 0, deque(tokens))] if tokens else []
-        self._n_live += len(tokens) - gone
-        self.place_head(self.head_place())
-        return index
+        before, rest = self._divided(at)
+        gone, after = _divide(rest, n)
+        after = after or [Segment(self.next_index, self.next_pos, 0)]
+        index = min(0, *(part.index for part in self.segments)) - n_new
+        new = [Segment(index, 0, n_new)] if n_new else []
+        lost = sum(part.n for part in gone)
+        ledger = self._with((*before, *new, *after), n_new - lost, 0)
+        return ledger.with_head_at(ledger.head_place), index
 
-    def shifts(self) -> list[tuple[Span, int]]:
-        """Position changes that close every gap by moving later runs down, lowest run first."""
-        moves: list[tuple[Span, int]] = []
+    def with_head_at(self, pos: int) -> Ledger:
+        """Place the head at ``pos`` and after it, without gaps."""
+        *head, window = self.segments
+        return self._at((*_in_a_row(head, pos), window))
+
+    def placed(self, pos: int) -> Ledger:
+        """Place all live tokens at ``pos`` and after it, without gaps."""
+        return self._at(tuple(_in_a_row(self.segments, pos)))
+
+    def shifted(self, delta: int) -> Ledger:
+        """Change all positions."""
+        return self._at(tuple(part.at(part.pos + delta) for part in self.segments))
+
+    def next_shift(self) -> tuple[Span, int] | None:
+        """The lowest segment that can move down to close a gap, and how far; None where none is."""
         pos = self.first_pos
-        for run in self._runs:
-            if run.pos != pos and run.tokens:
-                moves.append((Span(run.pos, run.end), pos - run.pos))
-            pos += len(run)
-        return moves
+        for part in self.segments:
+            if part.pos != pos and part.n:
+                return Span(part.pos, part.end), pos - part.pos
+            pos += part.n
+        return None
 
-    def move(self, span: Span, delta: int) -> None:
-        """Record that one of `shifts` was applied."""
-        for run in self._runs:
-            if run.tokens and run.pos == span.start:
-                run.pos += delta
-                return
+    def moved(self, span: Span, delta: int) -> Ledger:
+        """Move one segment; the empty window goes with the last one before it."""
+        parts = (
+            part.at(part.pos + delta) if part.n and part.pos == span.start else part
+            for part in self.segments
+        )
+        ledger = self._at(tuple(parts))
+        return ledger if ledger.next_shift() else ledger.placed(ledger.first_pos)
 
-    def close_gaps(self) -> None:
-        """Record that `shifts` were applied."""
-        self.place(self.first_pos)
+    def keeping(self, n_keep: int) -> Ledger:
+        """Pin another number of tokens."""
+        return msgspec.structs.replace(self, n_keep=n_keep)
 
-    def place(self, pos: int) -> None:
-        """Record that all live tokens stand at ``pos`` and after it, without gaps."""
-        for run in self._runs:
-            run.pos = pos
-            pos += len(run)
+    def lacking(self, missing: Missing, n_ready: int = 0) -> Ledger:
+        """Note which cells are missing."""
+        return msgspec.structs.replace(self, missing=missing, n_ready=n_ready)
 
-    def rebase(self, delta: int) -> None:
-        """Record that all positions changed by ``delta``."""
-        for run in self._runs:
-            run.pos += delta
+    # -- how ------------------------------------------------------------------------------------
 
-    def clear(self) -> None:
-        """Forget everything; indices start at 0 again."""
-        self._runs.clear()
-        self._n_live = 0
-        self._next_index = 0
-        self.missing = Missing.NOTHING
+    def _with(self, segments: tuple[Segment, ...], more_live: int, more: int) -> Ledger:
+        return Ledger(
+            segments,
+            self.next_index + more,
+            self.n_live + more_live,
+            self.n_keep,
+            self.missing,
+            self.n_ready,
+        )
+
+    def _at(self, segments: tuple[Segment, ...]) -> Ledger:
+        return self._with(segments, 0, 0)
+
+    def _divided(self, n: int) -> tuple[list[Segment], list[Segment]]:
+        """The first ``n`` tokens, and the others, the window among these though it be empty."""
+        head, rest = _divide(self.segments, n)
+        return head, rest or [Segment(self.next_index, self.next_pos, 0)]
+
+
+def _divide(parts: Sequence[Segment], n: int) -> tuple[list[Segment], list[Segment]]:
+    """Divide segments after the first ``n`` tokens."""
+    for at, part in enumerate(parts):
+        if n == 0:
+            return list(parts[:at]), list(parts[at:])
+        if n < part.n:
+            first = Segment(part.index, part.pos, n)
+            return [*parts[:at], first], [part.without_first(n), *parts[at + 1 :]]
+        n -= part.n
+    return list(parts), []
+
+
+def _in_a_row(parts: Sequence[Segment], pos: int) -> list[Segment]:
+    placed: list[Segment] = []
+    for part in parts:
+        placed.append(part.at(pos))
+        pos += part.n
+    return placed

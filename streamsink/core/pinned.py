@@ -72,7 +72,8 @@ class Pinned:
                 raise UsageError("--keep system needs a chat: give a number, or -1")
             return 0
         if policy.n_keep == -1:
-            return ledger.n_before(self.n_prompt) - self.n_spans
+            still_to_come = max(0, self.n_prompt - ledger.next_index)
+            return ledger.n_before(self.n_prompt) + still_to_come - self.n_spans
         return policy.n_keep
 
 

@@ -9,20 +9,17 @@ positions inside the cache for that reason), so a gap can be closed from either 
   right below the window. No key is ever rotated, so nothing is lost to rounding, and models whose
   keys llama.cpp cannot rotate rightly (YaRN, M-RoPE) stream all the same.
 
-Each function here changes cache and ledger together, in an order that a failure cannot tear apart.
+Which of the two is right depends on the model, which is cheaper on the policy; how they are done is
+in `streamsink.core.moves`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
-from streamsink.core.ledger import Ledger, Missing
+from streamsink.core.capabilities import Capabilities
 from streamsink.core.policy import SHARE, Placement, SinkPolicy, default_slack, move_cost
-from streamsink.engine.context import MAIN, SCRATCH, Backend, Capabilities
-from streamsink.errors import CapabilityError, TornError
-
-Pause: TypeAlias = Callable[[], object]
+from streamsink.errors import CapabilityError
 
 MOST_SLACK = 65_536
 """A sink that is "never" brought up is so after this many positions: they cannot grow for ever."""
@@ -105,100 +102,3 @@ def _share(
     if slack is None:
         slack = default_slack(cost, n_ctx, able.n_ctx_train)
     return cost / (slack + 1)
-
-
-def rotate(backend: Backend, ledger: Ledger) -> None:
-    """Close every gap by moving the window down. One K-shift, at the next decode."""
-    for span, delta in ledger.shifts():
-        backend.shift(MAIN, span.start, span.stop, delta)
-        ledger.move(span, delta)
-    ledger.close_gaps()
-
-
-def reanchor(backend: Backend, ledger: Ledger, pause: Pause = lambda: None) -> None:
-    """Close every gap by evaluating the head anew right below the window.
-
-    The old head leaves first: its cells are the ones that the new head takes, so that the cache
-    needs no spare cells and llama.cpp does not compute attention over them (256 more cells, its
-    granularity, cost 7 % of a decode at n_ctx 2,048). Should the evaluation fail, the ledger still
-    has the tokens, and `Ledger.missing` says that they must be evaluated before anything else.
-
-    Raises
-    ------
-    DecodeError
-        The sink could not be evaluated; calling again tries again.
-    """
-    start = ledger.head_place()
-    ledger.missing = Missing.HEAD
-    # All that stands below the window, also what an attempt that failed has left there.
-    backend.remove(MAIN, 0, ledger.runs[-1].pos)
-    evaluate(backend, ledger.head_tokens(), start, SCRATCH, pause)
-    backend.copy(SCRATCH, MAIN, start, -1)
-    backend.remove(SCRATCH, 0, -1)
-    ledger.place_head(start)
-    ledger.missing = Missing.NOTHING
-
-
-def reevaluate(backend: Backend, ledger: Ledger, pause: Pause = lambda: None) -> None:
-    """Evaluate all live tokens anew from position 0, for models that cannot rotate.
-
-    What the window remembered of tokens long evicted goes with it.
-
-    Raises
-    ------
-    DecodeError
-        The cache is empty; the ledger still has the tokens, and calling again tries again.
-    """
-    ledger.missing = Missing.ALL
-    backend.clear()
-    evaluate(backend, list(ledger.tokens()), 0, MAIN, pause)
-    ledger.place(0)
-    ledger.missing = Missing.NOTHING
-
-
-def rebase(backend: Backend, ledger: Ledger) -> None:
-    """Bring positions back to 0 and after, before they grow too large for 32-bit RoPE angles."""
-    if backend.capabilities.rotate.level != "exact":
-        reevaluate(backend, ledger)
-        return
-    delta = -ledger.first_pos
-    backend.shift(MAIN, ledger.first_pos, ledger.next_pos, delta)
-    ledger.rebase(delta)
-
-
-def repair(backend: Backend, ledger: Ledger, pause: Pause = lambda: None) -> None:
-    """Bring back what an interrupted `reanchor` or `reevaluate` left out of the cache."""
-    if ledger.missing is Missing.HEAD:
-        reanchor(backend, ledger, pause)
-    elif ledger.missing is Missing.ALL:
-        reevaluate(backend, ledger, pause)
-
-
-def compact(backend: Backend, ledger: Ledger) -> None:
-    """Move scattered cells together, once nothing is missing.
-
-    Raises
-    ------
-    TornError
-        The cells could not be put back; `repair` evaluates the tokens again.
-    """
-    repair(backend, ledger)
-    try:
-        backend.compact(MAIN)
-    except TornError:
-        ledger.missing = Missing.ALL
-        raise
-
-
-def evaluate(
-    backend: Backend, tokens: Sequence[int], pos: int, seq: int, pause: Pause = lambda: None
-) -> None:
-    """Decode tokens into a sequence, piece by piece, and nothing else stays in it.
-
-    Between two pieces ``pause`` is called; what it raises ends the call.
-    """
-    backend.remove(seq, 0, -1)
-    for at in range(0, len(tokens), backend.n_batch):
-        if at:
-            pause()
-        backend.decode(tokens[at : at + backend.n_batch], pos + at, seq, "last")

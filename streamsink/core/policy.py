@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Literal, TypeAlias
 
 from streamsink.errors import UsageError
 from streamsink.system.checked import truth, whole
@@ -109,68 +109,53 @@ def discard_size(policy: SinkPolicy, n_ctx: int, n_pinned: int) -> int:
     return max(1, min(n_discard or window // 2, window))
 
 
-class Chunk(NamedTuple):
-    """The next tokens to decode in one call.
-
-    Attributes
-    ----------
-    n_tokens : int
-        Tokens of the call.
-    n_groups : int
-        Evictions that belong to it: 0 where there is room, else one before each run of
-        ``n_discard`` tokens. More than one needs lanes (`streamsink.core.lanes`).
-    """
-
-    n_tokens: int
-    n_groups: int
-
-
 def next_chunk(
     n_waiting: int,
     *,
     room: int,
     n_window: int,
     n_discard: int,
-    gap: int,
+    sink_lag: int,
     slack: int,
     n_batch: int,
     n_lanes: int,
     n_spare: int,
-) -> Chunk:
+) -> int:
     """Choose how many waiting tokens the next decode takes, so that each sees what it would alone.
+
+    More than there is room for need lanes (`streamsink.core.lanes`): within the decode, an eviction
+    comes before each further group of ``n_discard`` tokens.
 
     Parameters
     ----------
     n_waiting : int
         Tokens still to be fed, at least 1.
     room : int
-        Free places in the window now.
+        Free places in the window, at least 1.
     n_window : int
         Tokens that may be evicted now. One decode cannot evict what it writes, and in every lane a
         token must stay for the batch to continue from.
-    n_discard, gap, slack : int
-        Size of an eviction; positions the sink trails by now, and may trail by.
+    n_discard, sink_lag, slack : int
+        Size of an eviction; positions the sink trails by now, and may trail by. The sink moves
+        before a decode or not at all.
     n_batch : int
         Most tokens in one decode.
     n_lanes : int
-        Most evictions in one decode (1 where lanes do not work).
+        Most groups in one decode; 1 where lanes do not work.
     n_spare : int
         Cells beyond ``n_ctx``: tokens whose eviction is under way still occupy theirs.
     """
-    if room > 0:
-        return Chunk(min(n_waiting, room, n_batch), 0)
-    # The sink moves before the call or not at all: within one call the gap may only grow to slack.
-    trail = gap if gap + n_discard <= slack else -n_discard
-    n_groups = min(
-        -(-n_waiting // n_discard),
-        (slack - trail) // n_discard,
-        n_lanes,
-        (n_window - 1) // n_discard,
-        n_batch // n_discard,
-        (n_spare + n_discard) // n_discard,
-    )
-    n_groups = max(1, n_groups)
-    return Chunk(min(n_waiting, n_groups * n_discard, n_batch), n_groups)
+    n_evictions = 0
+    if room == n_discard:
+        n_evictions = min(
+            (n_waiting - 1) // n_discard,
+            (slack - sink_lag) // n_discard,
+            n_lanes - 1,
+            (n_window - 1) // n_discard,
+            n_batch // n_discard - 1,
+            n_spare // n_discard,
+        )
+    return min(n_waiting, room + max(0, n_evictions) * n_discard, n_batch)
 
 
 CYCLE = 64

@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from itertools import chain, pairwise
 
+import msgspec
+
 from streamsink.core.events import Step
-from streamsink.core.ledger import Ledger, Piece
+from streamsink.core.ledger import Ledger, Segment
 from streamsink.core.pinned import Pinned, pinned_ranges
 from streamsink.core.policy import SinkPolicy
 from streamsink.core.sampling import Sampling
+from streamsink.core.state import Counters
 from streamsink.errors import SessionError
 
 LARGEST_POSITION = 2**30
@@ -63,15 +66,21 @@ class CacheKey:
         return ""
 
 
-@dataclass(slots=True)
-class Counters:
-    """How often what has happened."""
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A segment of the ledger with its tokens.
 
-    evicted: int = 0
-    evictions: int = 0
-    reanchors: int = 0
-    shifts: int = 0
-    rebases: int = 0
+    Attributes
+    ----------
+    index, pos : int
+        Index and position of the first.
+    tokens : tuple of int
+        Their ids.
+    """
+
+    index: int
+    pos: int
+    tokens: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,8 +128,13 @@ class Snapshot:
     @property
     def pinned_ranges(self) -> tuple[tuple[int, int], ...]:
         """Index ranges of what stays for good, half-open."""
-        prefix = Ledger.of(self.pieces, self.n_keep, self.n_tokens).pinned()
-        return pinned_ranges(prefix, self.pinned)
+        return pinned_ranges(self.ledger.pinned(), self.pinned)
+
+    @property
+    def ledger(self) -> Ledger:
+        """Which token sat where."""
+        segments = tuple(Segment(one.index, one.pos, len(one.tokens)) for one in self.pieces)
+        return Ledger(segments, self.n_tokens, self.n_live, self.n_keep)
 
     @property
     def index(self) -> int:
@@ -148,7 +162,7 @@ class Snapshot:
             *(self.n_keep, self.n_tokens),
             *(pinned.n_prompt, pinned.n_system or 0, pinned.n_prefix or 0),
         )
-        counts = (getattr(self.counters, each.name) for each in fields(self.counters))
+        counts = msgspec.structs.astuple(self.counters)
         ends = (*self.boundaries, self.n_tokens + len(self.pending) + 1)
         sound = {
             "a token is none of the model's": all(0 <= token < n_vocab for token in tokens),

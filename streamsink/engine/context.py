@@ -1,72 +1,24 @@
-"""What a stream needs of an engine, and what the engine's model allows.
+"""What a stream needs of a context: cells, sequences, decoding, choosing tokens.
 
-`streamsink.llama` implements `Backend` over llama.cpp; the tests implement it in plain Python.
+`streamsink.llama` implements `Context` over llama.cpp; the tests implement it in plain Python.
 A sequence is llama.cpp's: a set of cells that a token written to it can attend to.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol, TypeAlias
+from typing import Literal, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from streamsink.core.capabilities import Capabilities
 from streamsink.core.ledger import Span
+from streamsink.core.plan import Cells
 from streamsink.core.sampling import Sampling
 from streamsink.core.snapshot import CacheKey
 
 Logits: TypeAlias = NDArray[np.float32]
-
-MAIN = 0
-"""The sequence that carries the stream."""
-SCRATCH = 1
-"""The sequence in which a sink is evaluated anew, empty in between."""
-FIRST_LANE = 1
-"""Sequences from here on are lanes (`streamsink.core.lanes`), empty in between. The last lane is
-the stream's neighbour by number, see `streamsink.llama.context`."""
-
-
-class Verdict(NamedTuple):
-    """How right a placement is on a model.
-
-    Attributes
-    ----------
-    level : {"exact", "approximate", "impossible"}
-        Exact to rounding; of some other effect, which ``force`` accepts; or not to be done at all.
-    why : str
-        The reason, as a clause; empty for exact.
-    """
-
-    level: Literal["exact", "approximate", "impossible"] = "exact"
-    why: str = ""
-
-
-EXACT = Verdict()
-
-
-@dataclass(frozen=True, slots=True)
-class Capabilities:
-    """What may be done to this model's cache.
-
-    Attributes
-    ----------
-    n_ctx_train : int
-        Tokens of context that the model was trained on, or that RoPE scaling stretches it to.
-    rotate, reanchor : Verdict
-        How right the placement is on this model.
-    no_stream : str
-        Why no placement can work; empty where one does.
-    takes_back : bool
-        Whether the newest tokens can be taken out of the cache again; a recurrent state holds them.
-    """
-
-    n_ctx_train: int
-    rotate: Verdict = EXACT
-    reanchor: Verdict = EXACT
-    no_stream: str = ""
-    takes_back: bool = True
 
 
 class Sampler(Protocol):
@@ -114,8 +66,8 @@ class Tokenizer(Protocol):
         """Whether the token ends a turn or a text."""
 
 
-class Backend(Protocol):
-    """One context of an engine: cells, sequences, decoding.
+class Context(Cells, Protocol):
+    """One context of an engine.
 
     Every method either does all it says or changes nothing and raises; none aborts the process.
     Where neither could be had it raises `TornError`: the cells are to be filled anew.
@@ -169,21 +121,6 @@ class Backend(Protocol):
         A lane is later than those of higher number, and `MAIN` is later than every lane.
         """
 
-    def remove(self, seq: int, start: int, stop: int) -> None:
-        """Take cells out of a sequence; ``stop`` of -1 means to its end."""
-
-    def copy(self, source: int, target: int, start: int, stop: int) -> None:
-        """Let cells of ``source`` belong to ``target`` too; ``stop`` of -1 means to its end."""
-
-    def shift(self, seq: int, start: int, stop: int, delta: int) -> None:
-        """Change positions by ``delta``; keys are rotated before the next decode."""
-
-    def compact(self, seq: int) -> None:
-        """Move the cells of the only sequence in use together, where that makes decoding faster."""
-
-    def clear(self) -> None:
-        """Empty every sequence."""
-
     def end(self, seq: int) -> int:
         """Position after the last cell of a sequence; 0 of an empty one."""
 
@@ -194,7 +131,7 @@ class Backend(Protocol):
         not have them any more once the newest are taken back.
         """
 
-    def fork(self) -> Backend:
+    def fork(self) -> Context:
         """Open another context of the same kind, with the same cells in `MAIN` and no others."""
 
     def save(self) -> memoryview:

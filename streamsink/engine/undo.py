@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -33,6 +34,8 @@ class Undo:
 
     Attributes
     ----------
+    lowest : int
+        The lowest index to which the stream has gone back; what follows it is decoded again.
     has_lost : bool
         Whether something has left that cannot come back by itself.
     kept : Snapshot or None
@@ -54,6 +57,7 @@ class Undo:
         self._rate = rate
         self._takes_back = takes_back
         self._is_long = False
+        self.lowest = sys.maxsize
         self.has_lost = False
         self.kept: Snapshot | None = None
         self.cells: memoryview | None = None
@@ -67,6 +71,10 @@ class Undo:
         """So many tokens are about to be fed."""
         if not self._takes_back:
             self.will_lose(n_waiting)
+
+    def goes_back_to(self, index: int) -> None:
+        """The tokens from an index on have been taken out."""
+        self.lowest = min(self.lowest, index)
 
     def will_lose(self, n_waiting: int) -> None:
         """Something is about to leave, with so many tokens still to be fed."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from streamsink.engine.context import Capabilities
+from streamsink.core.capabilities import Capabilities
 from streamsink.errors import CapabilityError, UsageError
 from streamsink.gguf.header import read_header
 from streamsink.gguf.preflight import Measured, dies

@@ -12,7 +12,7 @@ import os
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
-from streamsink.engine.context import EXACT, Capabilities, Verdict
+from streamsink.core.capabilities import EXACT, Capabilities, Verdict
 from streamsink.errors import CapabilityError
 from streamsink.gguf.cache_types import CACHE_TYPES
 from streamsink.gguf.preflight import FAR, Measured

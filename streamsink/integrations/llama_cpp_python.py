@@ -17,8 +17,7 @@ import numpy as np
 from llama_cpp import Llama
 from numpy.typing import NDArray
 
-from streamsink.core.events import Event
-from streamsink.core.ledger import Evicted
+from streamsink.core.events import Event, Evicted
 from streamsink.core.policy import SinkPolicy
 from streamsink.engine.stream import Stream
 from streamsink.errors import CacheError, UsageError

@@ -15,10 +15,12 @@ import llama_cpp
 import llama_cpp.llama_cpp as llama
 import numpy as np
 
+from streamsink.core.capabilities import Capabilities, Verdict
 from streamsink.core.ledger import Span
+from streamsink.core.plan import MAIN, SCRATCH
 from streamsink.core.sampling import Sampling
 from streamsink.core.snapshot import CacheKey
-from streamsink.engine.context import MAIN, SCRATCH, Capabilities, Logits, Sampler, Verdict
+from streamsink.engine.context import Logits, Sampler
 from streamsink.errors import (
     CacheError,
     CapabilityError,
@@ -63,7 +65,7 @@ live cells, so nothing is to be taken out then."""
 
 
 class NativeContext:
-    """A ``llama_context``; implements `streamsink.engine.context.Backend`.
+    """A ``llama_context``; implements `streamsink.engine.context.Context`.
 
     Parameters
     ----------

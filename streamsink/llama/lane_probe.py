@@ -15,7 +15,8 @@ from typing import Literal, Protocol, TypeAlias
 
 import numpy as np
 
-from streamsink.engine.context import FIRST_LANE, Logits, Tokenizer
+from streamsink.core.plan import FIRST_LANE
+from streamsink.engine.context import Logits, Tokenizer
 from streamsink.errors import DecodeError
 
 LaneOrder: TypeAlias = Literal["own first", "own last"]

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from streamsink.engine.context import MAIN, Logits
+from streamsink.core.plan import MAIN
+from streamsink.engine.context import Logits
 from streamsink.gguf.preflight import FAR, Measured
 from streamsink.gguf.settings import CacheSettings
 from streamsink.llama.context import NativeContext

@@ -1,0 +1,454 @@
+"""The logic of one stream: what is done next, and where it stands once that is done.
+
+No engine, no lock, no I/O. Whoever has a context carries plans out::
+
+    while not controller.is_done:
+        plan = controller.plan(grant)
+        controller.begin(plan)
+        ...                       # the operations, then the decode
+        controller.commit(plan)   # or settle_on(...) what a failure has left
+
+A stream's state is one value, replaced in one assignment. A plan is noted before anything of it is
+done, so that wherever its carrying out is cut off, either the state has changed or the plan is
+known that left cells in doubt, and how they are brought back (`Controller.in_doubt`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from streamsink.core import lanes, moves
+from streamsink.core.capabilities import Capabilities
+from streamsink.core.events import Event
+from streamsink.core.ledger import Ledger
+from streamsink.core.pinned import Pinned
+from streamsink.core.placement import Choice, choose
+from streamsink.core.plan import Happened, Plan
+from streamsink.core.policy import WHOLES, SinkPolicy, discard_size, next_chunk
+from streamsink.core.snapshot import Piece, Snapshot
+from streamsink.core.state import State
+from streamsink.core.tape import Tape
+from streamsink.errors import CapabilityError
+
+LEAST_QUEUE = 4
+"""Evictions for which lanes are worth their while: afterwards the cells must be put together."""
+
+
+class Grant(NamedTuple):
+    """What a context lets a stream have in the next decode.
+
+    Attributes
+    ----------
+    n_batch : int
+        Most tokens.
+    n_spare : int
+        Cells beyond ``n_ctx``.
+    n_lanes : int
+        Most groups between evictions; 1 where lanes do not work.
+    one_by_one : bool
+        Whether tokens come singly, so that it pays to put scattered cells together.
+    """
+
+    n_batch: int
+    n_spare: int = 0
+    n_lanes: int = 1
+    one_by_one: bool = False
+
+
+class Controller:
+    """One stream: its state, and the only place where that changes.
+
+    Parameters
+    ----------
+    policy : SinkPolicy
+        What to keep, what to evict.
+    able : Capabilities
+        What may be done to the cache.
+    n_ctx : int
+        Tokens that a token can attend to, itself and the sink included.
+    rebase_at : int
+        Position at which growing positions are brought back to 0.
+    ends_sentence : callable
+        Whether a token ends a sentence.
+    report : callable, optional
+        Called with every `Event`; it may only take note.
+
+    Attributes
+    ----------
+    state : State
+        Where the stream stands.
+
+    Raises
+    ------
+    UsageError, CapabilityError
+        As for `adopt`.
+    """
+
+    def __init__(
+        self,
+        policy: SinkPolicy,
+        able: Capabilities,
+        n_ctx: int,
+        *,
+        rebase_at: int,
+        ends_sentence: Callable[[int], bool] = lambda token: False,
+        report: Callable[[Event], object] | None = None,
+    ) -> None:
+        self.able = able
+        self.n_ctx = n_ctx
+        self.rebase_at = rebase_at
+        self._ends_sentence = ends_sentence
+        self._report = report
+        self._tape = Tape()
+        self._begun: Plan | None = None
+        pinned = Pinned()
+        n_keep = pinned.n_keep(policy, Ledger())
+        self.state = State(policy, pinned, self._choice(policy, n_keep), Ledger(n_keep=n_keep))
+
+    # -- what there is --------------------------------------------------------------------------
+
+    @property
+    def ledger(self) -> Ledger:
+        """Which token sits where."""
+        return self.state.ledger
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing is pending, and no lane stands."""
+        state = self.state
+        return state.n_given == state.ledger.next_index and not state.lanes
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no token is live, and none has been."""
+        return not (self.state.n_given or self.ledger.n_live)
+
+    def ids(self, *ranges: range) -> list[int]:
+        """Ids of live tokens, by their indices."""
+        return self._tape.read(*ranges)
+
+    def pending(self) -> list[int]:
+        """Ids of the tokens that are not decoded yet."""
+        return self._tape.read(range(self.ledger.next_index, self.state.n_given))
+
+    def live(self) -> list[int]:
+        """Ids of all that the model will see: the live tokens, and the pending ones."""
+        return [*self._tape.read(*self.ledger.indices), *self.pending()]
+
+    # -- what is given and asked ----------------------------------------------------------------
+
+    def take(self, tokens: Sequence[int]) -> None:
+        """Take tokens in: they are pending until a plan has decoded them."""
+        state = self.state
+        self._tape.write(state.n_given, tokens)
+        self.state = state.but(n_given=state.n_given + len(tokens))
+
+    def drop(self, index: int) -> None:
+        """Let go of the pending tokens from an index on."""
+        kept = tuple(place for place in self.state.boundaries if place <= index)
+        self.state = self.state.but(n_given=index, boundaries=kept)
+
+    def begin_turn(self) -> None:
+        """Note that a turn begins with the next token that is given."""
+        state = self.state
+        self.state = state.but(boundaries=moves.merged(state.boundaries, (state.n_given,)))
+
+    def adopted(self, policy: SinkPolicy, pinned: Pinned, n_keep: int | None = None) -> State:
+        """The state under another policy, which acts from the next token on.
+
+        Parameters
+        ----------
+        policy : SinkPolicy
+            It fits ``n_ctx``.
+        pinned : Pinned
+            What its ``n_keep`` comes to.
+        n_keep : int, optional
+            That as a number, where it is known already.
+
+        Raises
+        ------
+        UsageError
+            A system block is to be pinned, and nobody said which.
+        CapabilityError
+            The model cannot stream so.
+        """
+        state = self.state
+        if n_keep is None:
+            n_keep = pinned.n_keep(policy, state.ledger)
+        choice = self._choice(policy, n_keep)
+        return state.but(
+            policy=policy, pinned=pinned, choice=choice, ledger=state.ledger.keeping(n_keep)
+        )
+
+    def reset(self) -> None:
+        """Forget everything but the policy; cells are cleared before the next token."""
+        state = self.state
+        pinned = Pinned(n_system=state.pinned.n_system)
+        fresh = State(state.policy, pinned, state.choice, Ledger(n_keep=state.ledger.n_keep))
+        self.state = fresh.without_cells()
+
+    # -- plans ----------------------------------------------------------------------------------
+
+    def plan(self, grant: Grant) -> Plan:
+        """The next step on the way to having all pending tokens decoded; see `is_done`."""
+        state = self.state
+        if not state.n_pending:
+            return lanes.take_down(state)
+        plan = (
+            moves.rebuild(state, self._tape, grant.n_batch)
+            or moves.rebase(state, self.able, self._most_position(grant.n_batch))
+            or moves.close_gap(state)
+            or (moves.compact(state) if grant.one_by_one else None)
+        )
+        if plan is None:
+            return self._feed(state, grant)
+        return lanes.take_down(state) if state.lanes else plan
+
+    def plan_settling(self, n_batch: int) -> Plan | None:
+        """The next step on the way to cells that are the ledger's and no others; None there."""
+        state = self.state
+        return lanes.take_down(state) if state.lanes else moves.rebuild(state, self._tape, n_batch)
+
+    def plan_eviction(self, n: int, *, protected: int = 0) -> Plan:
+        """Take the oldest tokens out of the window, though there is room.
+
+        The oldest ``protected`` tokens stay, though some of them may not be pinned.
+        """
+        state = self.state
+        n_keep = state.ledger.n_keep
+        under = state.but(ledger=state.ledger.keeping(max(n_keep, protected)))
+        plan = moves.evict(under, n)
+        then = plan.then.but(ledger=plan.then.ledger.keeping(n_keep))
+        return Plan(state, then, plan.ops, back=plan.back, told=plan.told)
+
+    def plan_compaction(self) -> Plan | None:
+        """Put scattered cells together; None where they are."""
+        return moves.compact(self.state)
+
+    def plan_truncation(self, n: int) -> Plan:
+        """Take the ``n`` newest tokens, which are in the window, out: they are pending then."""
+        return moves.truncate(self.state, n)
+
+    def plan_splice(
+        self, at: int, n: int, tokens: Sequence[int], under: State, *, exact: bool
+    ) -> tuple[Plan, int]:
+        """Swap ``n`` of the oldest tokens, after the first ``at``, for others.
+
+        Parameters
+        ----------
+        under : State
+            A state under the policy that goes with them (`adopted`).
+
+        Returns
+        -------
+        Plan
+            Thereafter they are missing.
+        int
+            Index of the first of them.
+        """
+        _, index = self.ledger.splice(at, n, len(tokens))
+        self._tape.write(index, tokens)
+        plan = moves.splice(self.state, at, n, len(tokens), self.able, exact=exact)
+        then = plan.then.but(
+            policy=under.policy,
+            pinned=under.pinned,
+            choice=under.choice,
+            ledger=plan.then.ledger.keeping(under.ledger.n_keep),
+        )
+        return Plan(plan.base, then, plan.ops, back=plan.back), index
+
+    def _feed(self, state: State, grant: Grant) -> Plan:
+        """Decode pending tokens, an eviction before them where the window is full."""
+        room = Plan(state, state)
+        if state.ledger.n_live >= self.n_ctx:
+            n, cut = self._n_discard(state)
+            room = moves.evict(state, n, cut=cut)
+            state = room.then
+            # The sink moves before the decode, and lanes are for decodes of their own.
+            if moves.close_gap(state) or self._uses_lanes(state):
+                return room
+        n, n_discard = 1, 1
+        if state.n_pending > 1:
+            n_discard, _ = self._n_discard(state)
+            n = self._n_next(state, n_discard, grant)
+        ledger = state.ledger
+        first = ledger.next_index
+        tokens = self._tape.read(range(first, first + n))
+        if n > self.n_ctx - ledger.n_live:
+            return lanes.feed(state, tokens, n_discard)
+        if state.lanes:
+            return lanes.take_down(self.state)
+        ends: list[int] = []
+        if state.policy.n_discard == "sentence":
+            ends = [first + at + 1 for at, token in enumerate(tokens) if self._ends_sentence(token)]
+        return moves.take_in(room, tokens, ends)
+
+    def _n_next(self, state: State, n_discard: int, grant: Grant) -> int:
+        """Pending tokens of the next decode."""
+        ledger = state.ledger
+        return next_chunk(
+            state.n_pending,
+            room=self.n_ctx - ledger.n_live,
+            n_window=ledger.n_window,
+            n_discard=n_discard,
+            sink_lag=ledger.sink_lag,
+            slack=state.choice.slack,
+            n_batch=grant.n_batch,
+            n_lanes=grant.n_lanes if self._uses_lanes(state) else 1,
+            n_spare=grant.n_spare,
+        )
+
+    @property
+    def uses_lanes(self) -> bool:
+        """Whether the next decode would be the better for lanes, if they work."""
+        return self._uses_lanes(self.state)
+
+    def _uses_lanes(self, state: State) -> bool:
+        n_discard = state.policy.n_discard
+        if state.n_pending <= LEAST_QUEUE or n_discard in WHOLES:
+            return False
+        n_discard, _ = self._n_discard(state)
+        return (
+            state.n_pending > LEAST_QUEUE * n_discard
+            and self.n_ctx - state.ledger.n_live == n_discard
+            and state.ledger.n_pinned > 0
+            and state.choice.slack >= n_discard
+        )
+
+    def _n_discard(self, state: State) -> tuple[int, bool]:
+        """Tokens of the next eviction, and whether it cuts off what should leave whole."""
+        ledger = state.ledger
+        size = discard_size(state.policy, self.n_ctx, ledger.n_pinned)
+        if state.policy.n_discard not in WHOLES:
+            return size, False
+        window = ledger.window_index
+        end = next((place for place in state.boundaries if place > window), None)
+        n_whole = ledger.n_window if end is None else ledger.n_before(end) - ledger.n_pinned
+        # A token must stay, for the stream to go on from.
+        if 0 < n_whole < ledger.n_window:
+            return n_whole, False
+        return size, True
+
+    def _most_position(self, n_batch: int) -> int:
+        return max(self.rebase_at, 2 * (self.n_ctx + self.state.choice.slack + n_batch))
+
+    def _choice(self, policy: SinkPolicy, n_keep: int) -> Choice:
+        choice = choose(policy, self.able, n_keep, self.n_ctx)
+        size = discard_size(policy, self.n_ctx, n_keep)
+        if not self.able.takes_back and size >= self.n_ctx - n_keep:
+            raise CapabilityError(
+                f"an eviction of {size} tokens would empty the window of {self.n_ctx - n_keep}, "
+                "and this model's recurrent state cannot give up its newest token: lower --discard "
+                "or --keep, or raise --ctx"
+            )
+        return choice
+
+    # -- where it stands ------------------------------------------------------------------------
+
+    def begin(self, plan: Plan) -> None:
+        """Note that a plan is being carried out: from here on the cells are in doubt."""
+        self._begun = plan
+
+    def commit(self, plan: Plan, ms: float = 0.0) -> None:
+        """Note that a plan has been carried out. The ledger moves here and nowhere else."""
+        self.state = plan.then
+        if plan.told:
+            self._tell(plan.told, ms)
+
+    def commit_otherwise(self, plan: Plan) -> None:
+        """Note that a plan has been given up, and taken back as far as it can be."""
+        if plan.otherwise is None:
+            self.commit(plan)
+        else:
+            self.state = plan.otherwise
+            self._tell(plan.told_otherwise, 0.0)
+
+    def settle_on(self, state: State) -> None:
+        """Note where the stream stands, no plan being carried out."""
+        self.state = state
+        self._begun = None
+
+    def in_doubt(self) -> Plan | None:
+        """A plan that was begun, and neither committed nor settled: it was cut off."""
+        plan = self._begun
+        return plan if plan is not None and plan.base is self.state else None
+
+    def _tell(self, told: tuple[Happened, ...], ms: float) -> None:
+        ledger, report = self.ledger, self._report
+        if report:
+            for one in told:
+                if one.gone:
+                    ids = tuple(self._tape.read(one.gone))
+                    report(Event("evict", one.gone.start, one.n_tokens, 0.0, ids, one.cut))
+                else:
+                    report(Event(one.kind, ledger.next_index, one.n_tokens, ms))
+        if self._tape.is_full:
+            self._tape.clean((*ledger.indices, range(ledger.next_index, self.state.n_given)))
+
+    # -- as plain data --------------------------------------------------------------------------
+
+    def snapshot(self) -> Snapshot:
+        """Where the stream stands, its cells aside."""
+        state, ledger = self.state, self.ledger
+        return Snapshot(
+            self.n_ctx,
+            state.policy,
+            ledger.n_keep,
+            ledger.next_index,
+            tuple(
+                Piece(part.index, part.pos, tuple(self._tape.read(range(part.index, part.stop))))
+                for part in ledger.segments
+            ),
+            tuple(self.pending()),
+            state.pinned,
+            state.boundaries,
+            state.counters,
+        )
+
+    def go_back_to(self, snapshot: Snapshot) -> None:
+        """Go on as at an earlier moment, all that came since having been truncated.
+
+        What was truncated of before that moment too is pending again.
+        """
+        self._write(snapshot)
+        self.settle_on(
+            self.adopted(snapshot.policy, snapshot.pinned, snapshot.n_keep).but(
+                n_given=snapshot.index,
+                boundaries=snapshot.boundaries,
+                counters=snapshot.counters,
+            )
+        )
+
+    def resume(
+        self, snapshot: Snapshot, *, with_cells: bool, policy: SinkPolicy | None = None
+    ) -> None:
+        """Go on where a stream stood, with its cells in the context or with none.
+
+        Parameters
+        ----------
+        policy : SinkPolicy, optional
+            What it is to act by; by default its own.
+
+        Raises
+        ------
+        CapabilityError
+            That policy is not for this model.
+        """
+        choice = self._choice(policy or snapshot.policy, snapshot.n_keep)
+        self._write(snapshot)
+        state = State(
+            snapshot.policy,
+            snapshot.pinned,
+            choice,
+            snapshot.ledger,
+            snapshot.index,
+            snapshot.boundaries,
+            snapshot.counters,
+        )
+        self.settle_on(state if with_cells else state.without_cells())
+
+    def _write(self, snapshot: Snapshot) -> None:
+        for piece in snapshot.pieces:
+            self._tape.write(piece.index, piece.tokens)
+        self._tape.write(snapshot.n_tokens, snapshot.pending)

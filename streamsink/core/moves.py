@@ -1,0 +1,272 @@
+"""What a stream does next, and what each step leads to: from a state to a plan.
+
+Pure functions. Each gives one `Plan`, or None where nothing of its kind is due. They come in the
+order in which a stream asks them before it takes tokens in: bring back what is missing, bring down
+positions that have grown large, close the gap behind the sink, make room, take in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from msgspec.structs import replace
+
+from streamsink.core.capabilities import Capabilities
+from streamsink.core.ledger import Ledger, Missing
+from streamsink.core.plan import (
+    MAIN,
+    SCRATCH,
+    Clear,
+    Compact,
+    Copy,
+    Happened,
+    Op,
+    Plan,
+    Remove,
+    Rows,
+    Shift,
+)
+from streamsink.core.state import State
+from streamsink.core.tape import Tape
+
+# -- what is missing ------------------------------------------------------------------------------
+
+
+def rebuild(state: State, tape: Tape, n_batch: int) -> Plan | None:
+    """Evaluate the next of the missing tokens; of all tokens the newest is decoded last."""
+    ledger = state.ledger
+    if ledger.missing is Missing.NOTHING:
+        return None
+    if ledger.missing is Missing.ALL:
+        return _rebuild_all(state, tape, n_batch)
+    return _rebuild_head(state, tape, n_batch)
+
+
+def _rebuild_all(state: State, tape: Tape, n_batch: int) -> Plan:
+    """From position 0 on; what the window remembered of tokens long evicted is gone."""
+    ledger = state.ledger
+    tokens = tape.read(*ledger.indices)[ledger.n_ready :][:n_batch]
+    n_ready = ledger.n_ready + len(tokens)
+    done = n_ready == ledger.n_live
+    if done:
+        ledger = ledger.placed(0).lacking(Missing.NOTHING)
+    else:
+        ledger = ledger.lacking(Missing.ALL, n_ready)
+    ops: tuple[Op, ...] = () if state.ledger.n_ready else (Clear(),)
+    return Plan(
+        state,
+        state.but(
+            ledger=ledger,
+            lanes=(),
+            is_scattered=False,
+            has_logits=done and n_ready > 0,
+            is_shifting=False,
+            cause="" if done else state.cause,
+        ),
+        ops,
+        Rows(tokens, state.ledger.n_ready, is_input=False) if tokens else None,
+        (),
+        state.without_cells(),
+        _rebuilt(state, n_ready) if done else (),
+    )
+
+
+def _rebuild_head(state: State, tape: Tape, n_batch: int) -> Plan:
+    """In a sequence of its own, right below the window; it then joins the window's.
+
+    The old head leaves first: its cells are the ones that the new head takes, so that the cache
+    needs no spare cells and llama.cpp does not compute attention over them (256 more cells, its
+    granularity, cost 7 % of a decode at n_ctx 2,048).
+    """
+    ledger = state.ledger
+    start, n_head = ledger.head_place, ledger.n_head
+    if ledger.n_ready == n_head > 0:
+        ops: tuple[Op, ...] = (Copy(SCRATCH, MAIN, start, -1), Remove(SCRATCH, 0, -1))
+        there = state.but(
+            ledger=ledger.with_head_at(start).lacking(Missing.NOTHING), has_logits=False, cause=""
+        )
+        return Plan(state, there, ops, back=ops, told=_rebuilt(state, n_head))
+    ops = ()
+    if not ledger.n_ready:
+        # All that stands below the window goes, also what an attempt that failed has left there.
+        below = Remove(MAIN, 0, ledger.segments[-1].pos)
+        ops = (below, Remove(SCRATCH, 0, -1))
+    tokens = tape.read(*ledger.indices[:-1])[ledger.n_ready :][:n_batch]
+    n_ready = ledger.n_ready + len(tokens)
+    return Plan(
+        state,
+        state.but(
+            ledger=ledger.lacking(Missing.HEAD if n_head else Missing.NOTHING, n_ready),
+            lanes=(),
+            has_logits=False,
+            is_shifting=False if tokens else state.is_shifting,
+            cause=state.cause if n_head else "",
+        ),
+        ops,
+        Rows(tokens, start + ledger.n_ready, SCRATCH, is_input=False) if tokens else None,
+        ops,
+        state.but(ledger=ledger.lacking(Missing.HEAD), lanes=(), has_logits=False),
+        () if n_head else _rebuilt(state, 0),
+    )
+
+
+def _rebuilt(state: State, n_tokens: int) -> tuple[Happened, ...]:
+    return (Happened(state.cause, n_tokens),) if state.cause else ()
+
+
+# -- positions ------------------------------------------------------------------------------------
+
+
+def rebase(state: State, able: Capabilities, most: int) -> Plan | None:
+    """Bring positions beyond ``most`` back to 0, before they are too large for 32-bit angles."""
+    ledger = state.ledger
+    if not ledger.first_pos or ledger.next_pos <= most:
+        return None
+    counters = replace(state.counters, rebases=state.counters.rebases + 1)
+    if able.rotate.level != "exact":
+        return Plan(state, state.without_cells().but(counters=counters, cause="rebase"))
+    delta = -ledger.first_pos
+    return Plan(
+        state,
+        state.but(ledger=ledger.shifted(delta), counters=counters, lanes=(), is_shifting=True),
+        (Shift(MAIN, ledger.first_pos, ledger.next_pos, delta),),
+        told=(Happened("rebase", ledger.n_live),),
+    )
+
+
+def close_gap(state: State) -> Plan | None:
+    """Bring sink and window together, where the sink lags too far or no window is left.
+
+    ``reanchor`` has the head evaluated anew; ``rotate`` moves what comes behind it down, one
+    segment at a time: the window moves last, and the gap is there until it has.
+    """
+    ledger = state.ledger
+    lag = ledger.sink_lag
+    if not lag or (lag <= state.choice.slack and ledger.n_newest):
+        return None
+    if state.choice.placement == "reanchor":
+        counters = replace(state.counters, reanchors=state.counters.reanchors + 1)
+        missing = ledger.lacking(Missing.HEAD)
+        return Plan(state, state.but(ledger=missing, counters=counters, cause="reanchor"))
+    shift = ledger.next_shift()
+    after = ledger.moved(*shift) if shift else ledger.placed(ledger.first_pos)
+    ops: tuple[Op, ...] = ()
+    if shift:
+        (start, stop), delta = shift
+        ops = (Shift(MAIN, start, stop, delta),)
+    then = state.but(ledger=after, lanes=(), is_shifting=shift is not None or state.is_shifting)
+    if after.sink_lag:
+        return Plan(state, then, ops)
+    counters = replace(state.counters, shifts=state.counters.shifts + 1)
+    return Plan(
+        state, then.but(counters=counters), ops, told=(Happened("rotate", ledger.n_newest),)
+    )
+
+
+# -- tokens that go -------------------------------------------------------------------------------
+
+
+def evict(state: State, n: int, *, cut: bool = False) -> Plan:
+    """Take the oldest tokens out of the window; lanes may stand, see `streamsink.core.lanes`."""
+    ledger = state.ledger
+    ops = tuple(Remove(MAIN, start, stop) for start, stop in ledger.oldest(n))
+    after, gone = ledger.evict(n)
+    return Plan(
+        state,
+        state.but(
+            ledger=after,
+            counters=state.counters.with_evictions(1, n),
+            boundaries=later(state.boundaries, after.window_index),
+        ),
+        ops,
+        back=ops,
+        told=tuple(Happened("evict", len(indices), indices, cut) for indices in gone),
+    )
+
+
+def truncate(state: State, n: int) -> Plan:
+    """Take the ``n`` newest tokens out of cells and ledger: they are pending then."""
+    ledger = state.ledger
+    ops: tuple[Op, ...] = ()
+    if ledger.missing is not Missing.ALL:
+        ops = (Remove(MAIN, ledger.next_pos - n, -1),)
+    after = ledger.truncate(n).lacking(ledger.missing)
+    return Plan(state, state.but(ledger=after, has_logits=False), ops, back=ops)
+
+
+def splice(state: State, at: int, n: int, n_new: int, able: Capabilities, *, exact: bool) -> Plan:
+    """Swap ``n`` of the oldest tokens, after the first ``at``, for others, evaluated thereafter.
+
+    They are evaluated right below the window, which makes way if it stands too low; or all anew,
+    where the model does not allow that, nothing is left to stand below, or ``exact`` asks for it.
+    """
+    after, _ = state.ledger.splice(at, n, n_new)
+    lift = max(0, -after.head_place)
+    beside = able.reanchor.level == "exact" and not (lift and able.rotate.level != "exact")
+    then = state.but(has_logits=False, cause="repin")
+    if exact or not beside or not after.n_newest:
+        return Plan(state, then.but(ledger=after.lacking(Missing.ALL)))
+    if not lift:
+        return Plan(state, then.but(ledger=after.lacking(Missing.HEAD)))
+    window = after.segments[-1]
+    lifted = Ledger(
+        (*after.segments[:-1], window.at(window.pos + lift)),
+        after.next_index,
+        after.n_live,
+        after.n_keep,
+        Missing.HEAD,
+    )
+    return Plan(
+        state,
+        then.but(ledger=lifted.with_head_at(lifted.head_place), is_shifting=True),
+        (Shift(MAIN, window.pos, window.end, lift),),
+    )
+
+
+# -- tokens that come -----------------------------------------------------------------------------
+
+
+def compact(state: State) -> Plan | None:
+    """Put cells together that lanes have scattered, before tokens come one by one."""
+    if not state.is_scattered:
+        return None
+    return Plan(state, state.but(is_scattered=False), (Compact(MAIN),))
+
+
+def take_in(room: Plan, tokens: Sequence[int], ends: Sequence[int] = ()) -> Plan:
+    """Decode tokens for which there is room, once a plan that makes it is carried out.
+
+    The window may begin at the indices ``ends``.
+    """
+    state = room.then
+    ledger = state.ledger
+    return Plan(
+        room.base,
+        state.but(
+            ledger=ledger.append(len(tokens)),
+            boundaries=merged(state.boundaries, ends) if ends else state.boundaries,
+            has_logits=True,
+            is_shifting=False,
+        ),
+        room.ops,
+        Rows(tokens, ledger.next_pos),
+        room.ops,
+        state.but(has_logits=False),
+        room.told,
+        room.told,
+    )
+
+
+def merged(boundaries: tuple[int, ...], more: Sequence[int]) -> tuple[int, ...]:
+    """Boundaries with others, which are not before those there are."""
+    for index in more:
+        if not boundaries or index > boundaries[-1]:
+            boundaries = (*boundaries, index)
+    return boundaries
+
+
+def later(boundaries: tuple[int, ...], index: int) -> tuple[int, ...]:
+    """Boundaries behind an index: those before it are of what was forgotten."""
+    if not boundaries or boundaries[0] > index:
+        return boundaries
+    return tuple(place for place in boundaries if place > index)

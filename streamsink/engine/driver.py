@@ -1,0 +1,432 @@
+"""A stream alone in its context: what its controller plans is carried out, step by step."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Literal, NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streamsink.core.controller import Controller, Grant
+from streamsink.core.ledger import Missing
+from streamsink.core.plan import MAIN, Plan, Remove, Rows
+from streamsink.core.snapshot import Snapshot
+from streamsink.core.state import State
+from streamsink.engine.context import Context, Logits
+from streamsink.engine.scoring import nll
+from streamsink.engine.undo import Undo
+from streamsink.errors import (
+    CacheError,
+    DecodeError,
+    StreamsinkError,
+    TornError,
+    UsageError,
+)
+
+REFUSED = -1
+"""llama_decode's answer to a batch that it does not begin (llama.h)."""
+
+
+Outputs: TypeAlias = Literal["last", "all"]
+
+
+class Spliced(NamedTuple):
+    """What swapping tokens came to.
+
+    Attributes
+    ----------
+    n_evicted, n_evaluated : int
+        Tokens that left to make room, and that were evaluated.
+    first : int
+        Index of the first token that came.
+    """
+
+    n_evicted: int
+    n_evaluated: int
+    first: int
+
+
+class Driver:
+    """Carries out plans.
+
+    Parameters
+    ----------
+    context : Context
+        The stream's own.
+    controller : Controller
+        The stream's logic.
+    pause : callable
+        Called between two decodes of a long input, when nothing is half done; it may raise.
+
+    Attributes
+    ----------
+    undo : Undo or None
+        How to go back to where a transaction began, while one is under way.
+    """
+
+    def __init__(
+        self, context: Context, controller: Controller, pause: Callable[[], object]
+    ) -> None:
+        self.context = context
+        self.controller = controller
+        self.undo: Undo | None = None
+        self._pause = pause
+        self._ms = 0.0
+        self._one = Grant(context.n_batch, context.n_cells - controller.n_ctx, one_by_one=True)
+
+    # -- forward --------------------------------------------------------------------------------
+
+    def advance(self, scores: NDArray[np.float64] | None = None) -> None:
+        """Decode what is pending, with every eviction that this takes.
+
+        Parameters
+        ----------
+        scores : ndarray of float64, shape (n_pending,), optional
+            Receives the negative log-likelihoods of all tokens but the first, in nat.
+
+        Raises
+        ------
+        DecodeError, CacheError
+            Ledger and cache hold the tokens decoded before; the others are still pending.
+        """
+        controller = self.controller
+        self._clear_doubt()
+        n_given = controller.state.n_pending
+        tokens = controller.pending() if scores is not None else ()
+        if self.undo and n_given:
+            self.undo.begins(n_given)
+        outputs: Outputs = "last" if scores is None else "all"
+        has_decoded = False
+        while not controller.is_done:
+            if has_decoded:
+                self._pause_if_possible()
+            plan = controller.plan(self._one if n_given == 1 else self._grant(outputs))
+            self._carry_out(plan, outputs)
+            if plan.rows and plan.rows.is_input:
+                has_decoded = True
+                if scores is not None:
+                    self._score(scores, tokens, plan.rows)
+
+    def _grant(self, outputs: Outputs) -> Grant:
+        controller, context = self.controller, self.context
+        n_lanes = 1
+        if controller.uses_lanes:
+            # The first question tries lanes out, and leaves other logits behind.
+            controller.settle_on(controller.state.but(has_logits=False))
+            n_lanes = context.n_lanes
+        n_batch = context.n_batch if outputs == "last" else min(context.n_batch, context.n_rows)
+        return Grant(n_batch, self._one.n_spare, n_lanes)
+
+    def _score(self, scores: NDArray[np.float64], tokens: Sequence[int], rows: Rows) -> None:
+        end = len(tokens) - self.controller.state.n_pending
+        first = end - len(rows.tokens) + 1
+        targets = tokens[first : end + 1]
+        scores[first : first + len(targets)] = nll(self.context.logits()[: len(targets)], targets)
+
+    def settle(self) -> None:
+        """Bring the cells to where the ledger has them, and no others, to be given out.
+
+        Raises
+        ------
+        DecodeError, CacheError
+            What is missing could not be brought back.
+        """
+        self._clear_doubt()
+        self._finish()
+        if self.controller.state.is_shifting and self.context.capabilities.takes_back:
+            self.truncate(1)
+            self.advance()
+
+    def evict(self, n: int) -> None:
+        """Take the oldest tokens out of the window; before the next decode the sink is seen to."""
+        self._clear_doubt()
+        self._finish()
+        self._carry_out(self.controller.plan_eviction(n))
+
+    def splice(
+        self, at: int, n: int, tokens: Sequence[int], under: State, *, exact: bool
+    ) -> Spliced:
+        """Swap ``n`` of the oldest tokens, after the first ``at``, for others, and evaluate them.
+
+        Parameters
+        ----------
+        at, n : int
+            Where they stand, and how many there are.
+        tokens : sequence of int
+            Those that come; with what else is pinned, fewer than ``n_ctx``.
+        under : State
+            The present state under the policy that goes with them.
+        exact : bool
+            Evaluate the window anew too: its keys and values remember the old prefix.
+
+        Raises
+        ------
+        DecodeError, CacheError
+            Nothing was swapped; or it was, and whatever comes next evaluates them.
+        """
+        controller = self.controller
+        self._clear_doubt()
+        self._finish()
+        if self.undo:
+            self.undo.loses()
+        over = max(0, controller.ledger.n_live - n + len(tokens) - controller.n_ctx)
+        if over:
+            self._carry_out(controller.plan_eviction(over, protected=at + n))
+        plan, index = controller.plan_splice(at, n, tokens, under, exact=exact)
+        self._carry_out(plan)
+        ledger = controller.ledger
+        n_evaluated = ledger.n_live if ledger.missing is Missing.ALL else ledger.n_head
+        self._finish()
+        return Spliced(over, n_evaluated, index)
+
+    def clear(self) -> None:
+        """Forget everything; the policy stays. Cells that stay are cleared by the next token."""
+        if self.undo:
+            self.undo.loses()
+        self.controller.reset()
+        self._finish()
+
+    def evaluate(self) -> int:
+        """Evaluate the visible tokens, whose cells are missing, and no more than ``n_ctx`` holds.
+
+        Returns
+        -------
+        int
+            How many they are.
+
+        Raises
+        ------
+        DecodeError, CacheError
+            They could not be evaluated; whatever comes next tries again.
+        """
+        controller = self.controller
+        over = controller.ledger.n_live - controller.n_ctx
+        if over > 0:
+            plan = controller.plan_eviction(over)
+            self._carry_out(Plan(plan.base, plan.then, told=plan.told))
+        self._finish()
+        return controller.ledger.n_live
+
+    def evaluate_anew(self) -> None:
+        """Evaluate all visible tokens again, from position 0 on."""
+        self.controller.settle_on(self.controller.state.without_cells())
+        self._finish()
+
+    def compact(self) -> None:
+        """Put together what lanes have scattered, as is done before tokens come one by one."""
+        self._take_down_lanes()
+        plan = self.controller.plan_compaction()
+        if plan:
+            self._carry_out(plan)
+
+    # -- back -----------------------------------------------------------------------------------
+
+    def truncate(self, n: int) -> None:
+        """Take the newest tokens out of cells and ledger: they are pending then.
+
+        Raises
+        ------
+        UsageError
+            The window has fewer.
+        CacheError
+            They cannot be taken back: a recurrent state holds them.
+        """
+        controller = self.controller
+        self._clear_doubt()
+        n_newest = controller.ledger.n_newest
+        if n > n_newest:
+            raise UsageError(f"{n} tokens cannot be taken back: {n_newest} are in the window")
+        self._take_down_lanes()
+        self._carry_out(controller.plan_truncation(n))
+        if self.undo:
+            self.undo.goes_back_to(controller.ledger.next_index)
+        # A small cache of a sliding window has put newer tokens where older ones were.
+        ledger = controller.ledger
+        stands = ledger.n_live and ledger.missing is not Missing.ALL
+        if stands and not self.context.is_whole(ledger.spans):
+            controller.settle_on(controller.state.without_cells())
+
+    def go_back(self, before: Snapshot, undo: Undo) -> None:
+        """Undo what a transaction has done since its beginning.
+
+        Parameters
+        ----------
+        before : Snapshot
+            Where the stream stood then.
+        undo : Undo
+            What was kept of it. Where that does not suffice, the tokens that were visible then are
+            evaluated anew before the stream goes on.
+        """
+        controller = self.controller
+        try:
+            self._clear_doubt()
+            if undo.has_lost or controller.ledger.missing is Missing.ALL:
+                self._resume(undo.kept or before, undo.cells)
+            came = controller.ledger.next_index - min(undo.lowest, before.n_tokens)
+            if came > 0:
+                self.truncate(came)
+            controller.go_back_to(before)
+        except StreamsinkError:
+            controller.resume(before, with_cells=False)
+
+    def _resume(self, snapshot: Snapshot, cells: memoryview | None) -> None:
+        self.controller.resume(snapshot, with_cells=False)
+        if cells is not None:
+            with suppress(CacheError):
+                self.context.load(cells, self.controller.ledger.last_end)
+                self.controller.resume(snapshot, with_cells=True)
+
+    # -- logits ---------------------------------------------------------------------------------
+
+    def logits(self) -> Logits:
+        """Logits of the newest token, shape (1, n_vocab); a view, good until the next decode.
+
+        Raises
+        ------
+        UsageError, DecodeError, CacheError
+            As for `ready_logits`.
+        """
+        self.ready_logits()
+        return self.context.logits()[-1:]
+
+    def ready_logits(self) -> None:
+        """See to it that the context's last row of logits is that of the newest token.
+
+        Raises
+        ------
+        UsageError
+            No token is left.
+        DecodeError, CacheError
+            What is missing, or pending, could not be evaluated.
+        """
+        state = self.controller.state
+        if not state.n_pending:
+            self._make_logits()
+        if self.controller.state.n_pending:
+            self.advance()
+
+    def _make_logits(self) -> None:
+        controller = self.controller
+        self._clear_doubt()
+        if controller.ledger.missing is Missing.ALL:
+            self._finish()
+        if controller.state.has_logits:
+            return
+        if not controller.ledger.n_live:
+            raise UsageError("a failed decode left the window empty: feed before going on")
+        if self._can_decode_again:
+            self.truncate(1)
+            return
+        # The newest token is of the head, or in a recurrent state: all is read anew.
+        controller.settle_on(controller.state.without_cells())
+        self._finish()
+
+    @property
+    def _can_decode_again(self) -> bool:
+        """Whether the newest token can be taken out and decoded again."""
+        return self.context.capabilities.takes_back and self.controller.ledger.n_newest > 0
+
+    def lasting_logits(self) -> Logits | None:
+        """The newest token's logits, where they could not be computed again; a copy."""
+        state = self.controller.state
+        if state.n_pending or not state.has_logits or self._can_decode_again:
+            return None
+        row: Logits = self.context.logits()[-1].copy()
+        return row
+
+    def put_logits(self, row: Logits) -> None:
+        """Take over the newest token's logits, shape (n_vocab,), with cells from elsewhere."""
+        self.context.put_logits(row)
+        self.controller.settle_on(self.controller.state.but(has_logits=True))
+
+    # -- one plan -------------------------------------------------------------------------------
+
+    def _finish(self) -> None:
+        """Bring back what is missing, all lanes taken down."""
+        first = True
+        while plan := self.controller.plan_settling(self.context.n_batch):
+            if not first:
+                self._pause_if_possible()
+            self._carry_out(plan)
+            first = False
+
+    def _take_down_lanes(self) -> None:
+        if self.controller.state.lanes:
+            plan = self.controller.plan_settling(self.context.n_batch)
+            assert plan
+            self._carry_out(plan)
+
+    def _carry_out(self, plan: Plan, outputs: Outputs = "last") -> None:
+        """Do what a plan says, and note that it is done; or take it back."""
+        controller, context, rows = self.controller, self.context, plan.rows
+        if self.undo and plan.loses:
+            self.undo.will_lose(controller.state.n_pending)
+        started = time.perf_counter()
+        controller.begin(plan)
+        n_done = 0
+        try:
+            for op in plan.ops:
+                op.act_on(context)
+                n_done += 1
+            if rows is None:
+                pass
+            elif rows.lanes:
+                context.decode_lanes(rows.tokens, rows.pos, rows.lanes, outputs)
+            else:
+                context.decode(rows.tokens, rows.pos, rows.seq, outputs)
+        except BaseException as error:
+            self._take_back(plan, error, n_done)
+            raise
+        self._ms += (time.perf_counter() - started) * 1e3
+        controller.commit(plan, self._ms)
+        if plan.told or (rows and rows.is_input):
+            self._ms = 0.0
+
+    def _take_back(self, plan: Plan, error: BaseException, n_done: int) -> None:
+        """Note what a plan has left that failed after so many of its operations."""
+        controller, base = self.controller, plan.base
+        if isinstance(error, TornError) or self._is_refused_for_its_cells(error, base):
+            controller.settle_on(base.without_cells())
+        elif n_done == 0 and plan.ops:
+            controller.settle_on(base)
+        else:
+            self._restore(plan)
+
+    def _is_refused_for_its_cells(self, error: BaseException, base: State) -> bool:
+        """Whether llama.cpp refused positions that do not follow the cells that are there."""
+        return (
+            isinstance(error, DecodeError)
+            and error.code == REFUSED
+            and base.ledger.missing is Missing.NOTHING
+            and self.context.end(MAIN) != base.ledger.last_end
+        )
+
+    def _clear_doubt(self) -> None:
+        """Bring cells back that a plan left in doubt which was cut off."""
+        plan = self.controller.in_doubt()
+        if plan:
+            with suppress(StreamsinkError):
+                self._restore(plan, cut_off=True)
+
+    def _restore(self, plan: Plan, *, cut_off: bool = False) -> None:
+        controller, rows = self.controller, plan.rows
+        if plan.back is None:
+            controller.settle_on(plan.base.without_cells())
+            return
+        try:
+            if cut_off and rows:
+                Remove(rows.seq, rows.pos, -1).act_on(self.context)
+            for op in plan.back:
+                op.act_on(self.context)
+        except BaseException:
+            controller.settle_on(plan.base.without_cells())
+            raise
+        controller.commit_otherwise(plan)
+
+    def _pause_if_possible(self) -> None:
+        """Let signals act where nothing is half done, or where what is done can be undone."""
+        if self.undo is None or self.undo.is_possible:
+            self._pause()

@@ -1,0 +1,179 @@
+"""Tokens that come from outside: fed, scored, taken back, all of them or none."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streamsink.engine.base import Base, Input, place_of
+from streamsink.engine.context import Logits
+from streamsink.engine.scoring import nll
+from streamsink.engine.undo import Undo
+from streamsink.errors import UsageError
+
+
+class Feeding(Base):
+    """What is fed to a stream."""
+
+    def feed(self, text: Input, *, special: bool = False) -> int:
+        """Take in text or tokens of any length, evicting on the way.
+
+        Parameters
+        ----------
+        text : str or sequence of int
+            Text gets the model's BOS in front if the stream is empty; tokens are taken as they are.
+        special : bool
+            Read ``<|...|>`` in the text as control tokens.
+
+        Returns
+        -------
+        int
+            Tokens taken in.
+
+        Raises
+        ------
+        UsageError
+            A token that the vocabulary does not have, or a first prompt too long to be pinned.
+        DecodeError, CacheError
+            llama.cpp failed; the stream holds what was decoded before and goes on. ``stats.index``
+            says how far it came.
+        """
+        with self._alone:
+            tokens = self._tokens(text, special)
+            self._begin(tokens)
+            start = time.perf_counter()
+            self._take_in(tokens)
+            self._feeding.add(len(tokens), start)
+        return len(tokens)
+
+    def score(self, text: Input, *, special: bool = False) -> NDArray[np.float64]:
+        """Take in text or tokens like `feed`, and say how well the stream foresaw each token.
+
+        Returns
+        -------
+        ndarray of float64, shape (n_tokens,)
+            Negative log-likelihood in nat of each token given the stream before it; NaN for a
+            first token that has nothing before it. A BOS that was put in front counts as a token.
+
+        Raises
+        ------
+        UsageError, DecodeError, CacheError
+            As for `feed`.
+        """
+        with self._alone:
+            tokens = self._tokens(text, special)
+            self._begin(tokens)
+            scores = np.full(len(tokens), np.nan)
+            if not tokens:
+                return scores
+            start = time.perf_counter()
+            if not self._controller.is_empty:
+                scores[:1] = nll(self._driver.logits(), tokens[:1])
+            self._take_in(tokens, scores)
+            self._feeding.add(len(tokens), start)
+        return scores
+
+    def rewind(self, index: int) -> None:
+        """Go back to where the token of an index was yet to come; what came since is gone.
+
+        Parameters
+        ----------
+        index : int
+            An index of the window, or the stream's next.
+
+        Raises
+        ------
+        UsageError
+            It is not in the window: what was evicted before it does not come back.
+        CacheError
+            The model cannot take tokens back: a recurrent state holds them.
+        """
+        index = place_of(index)
+        with self._alone:
+            controller = self._controller
+            ledger = controller.ledger
+            first, last = ledger.next_index - ledger.n_newest, controller.state.n_given
+            if not first <= index <= last:
+                raise UsageError(
+                    f"the stream cannot go back to {index}: {first} to {last} are possible"
+                )
+            if index < ledger.next_index:
+                self._driver.truncate(ledger.next_index - index)
+            controller.drop(index)
+
+    def begin_turn(self) -> None:
+        """Say that a turn begins with the next token: ``n_discard="turn"`` evicts up to here."""
+        with self._alone:
+            self._controller.begin_turn()
+
+    def logits(self) -> Logits:
+        """What the stream foresees: the logits of the next token.
+
+        Returns
+        -------
+        ndarray of float32, shape (n_vocab,)
+            A copy.
+
+        Raises
+        ------
+        UsageError
+            Nothing has been fed.
+        """
+        with self._alone:
+            if self._controller.is_empty:
+                raise UsageError("nothing to go on from: feed a prompt first")
+            row: Logits = self._driver.logits()[0].copy()
+            return row
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All that is done within happens, or nothing of it.
+
+        >>> with stream.transaction():
+        ...     stream.feed(question)
+        ...     stream.begin_turn()
+
+        What ends the block, an error or Ctrl-C, puts the stream back to where it stood before.
+        Tokens that came are taken out, and what was evicted for them comes back: from a copy of its
+        cells where that was worth making, or else evaluated anew, and then it does not remember
+        what was evicted earlier. Signals wait until the end of the block or between two decodes.
+        Other threads are told that the stream is busy, and a generation goes on after the block.
+        """
+        if self._door.guest == threading.get_ident():  # within another one, it is a part of that
+            yield
+            return
+        with self._alone, self._door.left_open():
+            before, n_news = self._controller.snapshot(), len(self._news)
+            undo = Undo(
+                self._context.save,
+                self._controller.snapshot,
+                self._feeding.rate,
+                takes_back=self._context.capabilities.takes_back,
+            )
+            self._driver.undo = undo
+            try:
+                yield
+            except BaseException:
+                self._driver.undo = None
+                self._driver.go_back(before, undo)
+                while len(self._news) > n_news:
+                    self._news.pop()
+                raise
+            finally:
+                self._driver.undo = None
+
+    def _take_in(self, tokens: Sequence[int], scores: NDArray[np.float64] | None = None) -> None:
+        """Decode tokens; those that a failure leaves over are not part of the stream."""
+        controller = self._controller
+        n_given = controller.state.n_given
+        controller.take(tokens)
+        try:
+            self._driver.advance(scores)
+        except BaseException:
+            controller.drop(max(n_given, controller.ledger.next_index))
+            raise

@@ -1,0 +1,205 @@
+"""What is pinned beside the policy's own prefix, and swapping it: nothing else is evaluated."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+from streamsink.core.events import Repinned
+from streamsink.core.pinned import Pinned, PinnedSpan, check_window, pinned_ranges
+from streamsink.core.policy import LARGEST, SinkPolicy
+from streamsink.engine.base import Base, Input, place_of
+from streamsink.errors import UsageError
+from streamsink.system import checked
+
+
+class Pinning(Base):
+    """What stays for good."""
+
+    @property
+    def pins(self) -> tuple[tuple[int, ...], ...]:
+        """Tokens of the spans that are pinned beside the prefix, by `pin`."""
+        return tuple(span.tokens for span in self._controller.state.pinned.spans)
+
+    @property
+    def pinned_ranges(self) -> tuple[tuple[int, int], ...]:
+        """Index ranges of what stays for good, half-open: of the prefix, and of what `pin` keeps.
+
+        A prefix that was swapped was never part of the stream and has none.
+        """
+        with self._still:
+            controller = self._controller
+            return pinned_ranges(controller.ledger.pinned(), controller.state.pinned)
+
+    def pin_system(self, n_tokens: int) -> None:
+        """Tell how many tokens the system block has: what ``n_keep="system"`` pins."""
+        n_tokens = checked.whole("keep", n_tokens, 0, LARGEST, "a number of tokens")
+        with self._alone:
+            pinned = replace(self._controller.state.pinned, n_system=n_tokens)
+            if self.policy.n_keep == "system" and not pinned.spans:
+                pinned = replace(pinned, n_prefix=None)
+            self._adopt(self.policy, pinned)
+
+    def repin(self, text: Input, *, special: bool = False, exact: bool = False) -> Repinned:
+        """Swap the pinned prefix for another, shorter or longer; window and pinned spans stay.
+
+        The new prefix is evaluated once, right below the window, and ``n_keep`` becomes its length.
+        Keys and values of the window still remember the old prefix. Tokens of the new one have
+        indices below 0, for they were never part of the stream.
+
+        Parameters
+        ----------
+        text : str or sequence of int
+            Text gets the model's BOS in front; tokens are taken as they are.
+        special : bool
+            Read ``<|...|>`` in the text as control tokens.
+        exact : bool
+            Evaluate the window anew behind it, so that nothing of the old prefix is left.
+
+        Returns
+        -------
+        Repinned
+            What it took.
+
+        Raises
+        ------
+        UsageError
+            Nothing has been fed, or the prefix leaves no window; nothing has changed.
+        DecodeError, CacheError
+            llama.cpp failed; a prefix that is swapped already is evaluated before the stream goes
+            on.
+        """
+        with self._alone:
+            tokens = self._tokens(text, special)
+            if isinstance(text, str):
+                tokens = self._opened(tokens)
+            n = len(tokens)
+            pinned = replace(self._controller.state.pinned, n_prefix=n, n_system=n)
+            policy = self.policy
+            if policy.n_keep != "system":
+                policy = replace(policy, n_keep=n)
+            return self._splice(0, self._n_prefix, tokens, policy, pinned, exact=exact)
+
+    def swap_system(self, text: Input, block: tuple[int, int], *, exact: bool = False) -> Repinned:
+        """Swap the system block for another; what else is pinned stays, and so does the policy.
+
+        Under a policy that pins fewer tokens than the new block has, the rest of it leaves like the
+        tokens of a window; but where something is pinned behind it by `pin`, all of it stays.
+
+        Parameters
+        ----------
+        text : str or sequence of int
+            The new block, as for `repin`.
+        block : (int, int)
+            Index range of the old block, half-open.
+        exact : bool
+            As for `repin`.
+
+        Raises
+        ------
+        UsageError, DecodeError, CacheError
+            As for `repin`.
+        """
+        with self._alone:
+            tokens = self._tokens(text, special=True)
+            policy, pinned = self.policy, self._controller.state.pinned
+            ledger = self._controller.ledger
+            n_tokens = ledger.n_leading(*block)
+            n_prefix: int | None = None
+            if pinned.spans or policy.n_keep == -1:
+                n_tokens = min(n_tokens, self._n_prefix)
+                n_prefix = self._n_prefix - n_tokens + len(tokens)
+                self._check_splice(n_tokens, tokens)
+                # What of the block stands in the window, behind what is pinned.
+                rest = sum(map(len, ledger.unpinned(*block)))
+                if rest:
+                    self._driver.evict(rest)
+            pinned = replace(pinned, n_prefix=n_prefix, n_system=len(tokens))
+            return self._splice(0, n_tokens, tokens, policy, pinned, exact=exact)
+
+    def pin(self, start: int, stop: int) -> Repinned:
+        """Pin a span for good, beside the prefix: facts that must not be forgotten.
+
+        The span is evaluated once more, as the end of the pinned prefix, and stays in the window
+        too until it leaves there. The policy stays as it is; another ``n_keep`` releases the span.
+
+        Parameters
+        ----------
+        start, stop : int
+            Index range, half-open; of it is pinned what the model can still see and is not pinned
+            already.
+
+        Raises
+        ------
+        UsageError
+            Nothing of it can be seen any more, or it leaves no window; nothing has changed.
+        DecodeError, CacheError
+            As for `repin`.
+        """
+        start, stop = place_of(start), place_of(stop)
+        with self._alone:
+            controller = self._controller
+            if stop > controller.ledger.next_index > start - controller.state.n_pending:
+                self._driver.advance()
+            ledger, pinned = controller.ledger, controller.state.pinned
+            parts = [part for part in ledger.unpinned(start, stop) if part.start >= 0]
+            if not parts:
+                raise UsageError(f"nothing of {start} to {stop} is in the window: there is no more")
+            span = PinnedSpan(
+                tuple((part.start, part.stop) for part in parts), tuple(controller.ids(*parts))
+            )
+            pinned = replace(pinned, n_prefix=self._n_prefix, spans=(*pinned.spans, span))
+            return self._splice(ledger.n_pinned, 0, span.tokens, self.policy, pinned)
+
+    def unpin(self) -> Repinned:
+        """Release the span that was pinned last.
+
+        Raises
+        ------
+        UsageError
+            There is none.
+        DecodeError, CacheError
+            As for `repin`.
+        """
+        with self._alone:
+            pinned = self._controller.state.pinned
+            if not pinned.spans:
+                raise UsageError("nothing is pinned beside the prefix")
+            *spans, last = pinned.spans
+            n = len(last.tokens)
+            at = self._controller.ledger.n_pinned - n
+            pinned = replace(pinned, spans=tuple(spans))
+            return self._splice(at, n, (), self.policy, pinned)
+
+    @property
+    def _n_prefix(self) -> int:
+        """Pinned tokens without the spans beside them."""
+        return self._controller.ledger.n_pinned - self._controller.state.pinned.n_spans
+
+    def _splice(
+        self,
+        at: int,
+        n: int,
+        tokens: Sequence[int],
+        policy: SinkPolicy,
+        pinned: Pinned,
+        *,
+        exact: bool = False,
+    ) -> Repinned:
+        """Swap ``n`` of the oldest tokens, after the first ``at``, for others."""
+        start = time.perf_counter()
+        policy.check(self.n_ctx)
+        self._check_splice(n, tokens)
+        self._driver.advance()
+        under = self._controller.adopted(policy, pinned)
+        swapped = self._driver.splice(at, n, tokens, under, exact=exact)
+        ms = (time.perf_counter() - start) * 1e3
+        n_pinned = self._controller.ledger.n_pinned
+        return Repinned(n_pinned, swapped.n_evaluated, swapped.n_evicted, ms, swapped.first)
+
+    def _check_splice(self, n: int, tokens: Sequence[int]) -> None:
+        """Refuse to swap ``n`` of the oldest tokens for others where that cannot be."""
+        if self._controller.is_empty:
+            raise UsageError("an empty stream has no prefix to swap: feed it first")
+        check_window(max(0, self._controller.ledger.n_pinned - n) + len(tokens), self.n_ctx)
