@@ -64,9 +64,11 @@ class LedgerMachine(RuleBasedStateMachine):
         first = self.n_pinned()
         n = data.draw(st.integers(1, len(self.live) - first))
         gone = self.live[first : first + n]
-        positions = [p for span in self.ledger.oldest(n) for p in range(span.start, span.stop)]
+        leaving = self.ledger.leaving(n)
+        positions = [pos for part in leaving for pos in range(part.pos, part.end)]
         assert positions == [entry.pos for entry in gone]
-        self.ledger, left = self.ledger.evict(n)
+        left = [range(part.index, part.stop) for part in leaving]
+        self.ledger = self.ledger.evict(n)
         assert [index for part in left for index in part] == [entry.index for entry in gone]
         assert self.tape.read(*left) == [entry.token for entry in gone]
         self.tape.clean(self.ledger.indices)
@@ -147,7 +149,7 @@ TestLedger = LedgerMachine.TestCase
 
 
 def test_taking_the_only_window_token_back_keeps_its_place() -> None:
-    ledger, _ = Ledger(n_keep=2).append(4).evict(1)
+    ledger = Ledger(n_keep=2).append(4).evict(1)
     ledger = ledger.truncate(1)
     assert (ledger.next_index, ledger.next_pos) == (3, 3)
     ledger = ledger.append(1)

@@ -240,8 +240,8 @@ def foresee(stream: Stream, fact: Fact, seen: Sight) -> NDArray[np.float64]:
     controller.settle_on(controller.state.but(has_logits=False))
     context.copy(MAIN, SCRATCH, 0, -1)
     try:
-        for span in ledger.oldest(seen.n_forgotten):
-            context.remove(SCRATCH, span.start, span.stop)
+        for part in ledger.leaving(seen.n_forgotten):
+            context.remove(SCRATCH, part.pos, part.end)
         context.decode(fact.question, ledger.next_pos, SCRATCH, "last")
         row = context.logits()[-1]
         return nll(np.broadcast_to(row, (len(fact.choices), len(row))), fact.choices)

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 from typer.core import TyperGroup
 
-from streamsink.core import policy as policies
 from streamsink.cli import terminal
 from streamsink.cli.grouped import grouped
 from streamsink.cli.opening import warn
@@ -25,6 +24,7 @@ from streamsink.cli.options import (
     discard_of,
     number,
 )
+from streamsink.core import policy as policies
 from streamsink.core.policy import LARGEST
 from streamsink.errors import UsageError
 from streamsink.gguf.advice import warnings

@@ -21,11 +21,11 @@ from typing import NamedTuple
 from streamsink.core import lanes, moves
 from streamsink.core.capabilities import Capabilities
 from streamsink.core.events import Event
-from streamsink.core.ledger import Ledger
+from streamsink.core.ledger import Ledger, Missing
 from streamsink.core.pinned import Pinned
 from streamsink.core.placement import Choice, choose
 from streamsink.core.plan import Happened, Plan
-from streamsink.core.policy import WHOLES, SinkPolicy, discard_size, next_chunk
+from streamsink.core.policy import WHOLES, SinkPolicy, next_chunk
 from streamsink.core.snapshot import Piece, Snapshot
 from streamsink.core.state import State
 from streamsink.core.tape import Tape
@@ -140,9 +140,9 @@ class Controller:
 
     def take(self, tokens: Sequence[int]) -> None:
         """Take tokens in: they are pending until a plan has decoded them."""
-        state = self.state
-        self._tape.write(state.n_given, tokens)
-        self.state = state.but(n_given=state.n_given + len(tokens))
+        n_given = self.state.n_given
+        self._tape.write(n_given, tokens)
+        self.state = self.state.but(n_given=n_given + len(tokens))
 
     def drop(self, index: int) -> None:
         """Let go of the pending tokens from an index on."""
@@ -195,12 +195,7 @@ class Controller:
         state = self.state
         if not state.n_pending:
             return lanes.take_down(state)
-        plan = (
-            moves.rebuild(state, self._tape, grant.n_batch)
-            or moves.rebase(state, self.able, self._most_position(grant.n_batch))
-            or moves.close_gap(state)
-            or (moves.compact(state) if grant.one_by_one else None)
-        )
+        plan = self._put_right(state, grant)
         if plan is None:
             return self._feed(state, grant)
         return lanes.take_down(state) if state.lanes else plan
@@ -258,31 +253,48 @@ class Controller:
         )
         return Plan(plan.base, then, plan.ops, back=plan.back), index
 
+    def _put_right(self, state: State, grant: Grant) -> Plan | None:
+        """What comes before the next token, though it made no room."""
+        ledger = state.ledger
+        if ledger.missing is not Missing.NOTHING:
+            return moves.rebuild(state, self._tape, grant.n_batch)
+        if ledger.next_pos > self.rebase_at:
+            span = self.n_ctx + state.choice.slack + grant.n_batch
+            plan = moves.rebase(state, self.able, max(self.rebase_at, 2 * span))
+            if plan:
+                return plan
+        if grant.one_by_one and state.is_scattered:
+            return moves.close_gap(state) or moves.compact(state)
+        return moves.close_gap(state)
+
     def _feed(self, state: State, grant: Grant) -> Plan:
         """Decode pending tokens, an eviction before them where the window is full."""
-        room = Plan(state, state)
-        if state.ledger.n_live >= self.n_ctx:
-            n, cut = self._n_discard(state)
-            room = moves.evict(state, n, cut=cut)
-            state = room.then
-            # The sink moves before the decode, and lanes are for decodes of their own.
-            if moves.close_gap(state) or self._uses_lanes(state):
-                return room
-        n, n_discard = 1, 1
-        if state.n_pending > 1:
+        ledger, n_waiting = state.ledger, state.n_given - state.ledger.next_index
+        n, n_out, cut = 1, 0, False
+        if ledger.n_live >= self.n_ctx:
+            n_out, cut = self._n_discard(state)
+            lag = ledger.sink_lag + n_out
+            # What comes between eviction and decode: the sink moves, or lanes are filled.
+            if n_waiting > 1 or lag > state.choice.slack or n_out >= ledger.n_window:
+                return moves.evict(state, n_out, cut=cut)
+        elif n_waiting > 1:
             n_discard, _ = self._n_discard(state)
             n = self._n_next(state, n_discard, grant)
-        ledger = state.ledger
-        first = ledger.next_index
-        tokens = self._tape.read(range(first, first + n))
-        if n > self.n_ctx - ledger.n_live:
-            return lanes.feed(state, tokens, n_discard)
+            if n > self.n_ctx - ledger.n_live:
+                return lanes.feed(state, self._next(state, n), n_discard)
         if state.lanes:
-            return lanes.take_down(self.state)
+            return lanes.take_down(state)
+        tokens = self._next(state, n)
         ends: list[int] = []
         if state.policy.n_discard == "sentence":
-            ends = [first + at + 1 for at, token in enumerate(tokens) if self._ends_sentence(token)]
-        return moves.take_in(room, tokens, ends)
+            after = enumerate(tokens, ledger.next_index + 1)
+            ends = [index for index, token in after if self._ends_sentence(token)]
+        return moves.take_in(state, tokens, ends, n_out=n_out, cut=cut)
+
+    def _next(self, state: State, n: int) -> list[int]:
+        """Ids of the first pending tokens."""
+        first = state.ledger.next_index
+        return self._tape.read(range(first, first + n))
 
     def _n_next(self, state: State, n_discard: int, grant: Grant) -> int:
         """Pending tokens of the next decode."""
@@ -318,10 +330,10 @@ class Controller:
 
     def _n_discard(self, state: State) -> tuple[int, bool]:
         """Tokens of the next eviction, and whether it cuts off what should leave whole."""
-        ledger = state.ledger
-        size = discard_size(state.policy, self.n_ctx, ledger.n_pinned)
+        size = state.choice.n_discard
         if state.policy.n_discard not in WHOLES:
             return size, False
+        ledger = state.ledger
         window = ledger.window_index
         end = next((place for place in state.boundaries if place > window), None)
         n_whole = ledger.n_window if end is None else ledger.n_before(end) - ledger.n_pinned
@@ -330,17 +342,13 @@ class Controller:
             return n_whole, False
         return size, True
 
-    def _most_position(self, n_batch: int) -> int:
-        return max(self.rebase_at, 2 * (self.n_ctx + self.state.choice.slack + n_batch))
-
     def _choice(self, policy: SinkPolicy, n_keep: int) -> Choice:
         choice = choose(policy, self.able, n_keep, self.n_ctx)
-        size = discard_size(policy, self.n_ctx, n_keep)
-        if not self.able.takes_back and size >= self.n_ctx - n_keep:
+        if not self.able.takes_back and choice.n_discard >= self.n_ctx - n_keep:
             raise CapabilityError(
-                f"an eviction of {size} tokens would empty the window of {self.n_ctx - n_keep}, "
-                "and this model's recurrent state cannot give up its newest token: lower --discard "
-                "or --keep, or raise --ctx"
+                f"an eviction of {choice.n_discard} tokens would empty the window of "
+                f"{self.n_ctx - n_keep}, and this model's recurrent state cannot give up its "
+                "newest token: lower --discard or --keep, or raise --ctx"
             )
         return choice
 
@@ -356,13 +364,11 @@ class Controller:
         if plan.told:
             self._tell(plan.told, ms)
 
-    def commit_otherwise(self, plan: Plan) -> None:
-        """Note that a plan has been given up, and taken back as far as it can be."""
-        if plan.otherwise is None:
-            self.commit(plan)
-        else:
-            self.state = plan.otherwise
-            self._tell(plan.told_otherwise, 0.0)
+    def give_up(self, plan: Plan) -> None:
+        """Note that a plan was not carried out, and that what it left has been put right."""
+        instead = plan.otherwise() if plan.otherwise else plan
+        self.state = instead.then.but(has_logits=False) if plan.rows else instead.then
+        self._tell(instead.told, 0.0)
 
     def settle_on(self, state: State) -> None:
         """Note where the stream stands, no plan being carried out."""

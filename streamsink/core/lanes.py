@@ -15,9 +15,9 @@ While they stand, nothing else may be done to the cache but evictions; all else 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 
-from streamsink.core.ledger import Ledger, Span
+from streamsink.core.ledger import Ledger, Segment
 from streamsink.core.plan import FIRST_LANE, MAIN, Copy, Happened, Op, Plan, Remove, Rows
 from streamsink.core.state import State
 
@@ -29,19 +29,22 @@ def feed(state: State, tokens: Sequence[int], n_discard: int) -> Plan:
     """
     ledger = state.ledger
     n_lanes = (len(tokens) - 1) // n_discard
-    gone = ledger.oldest(n_lanes * n_discard)
+    gone = ledger.leaving(n_lanes * n_discard)
     if state.lanes:
         # Lanes differ in where the window begins, so they can go on only if all that leaves is of
         # it: a smaller n_keep lets tokens of the head go first.
-        if len(state.lanes) != n_lanes or gone[0].start < ledger.segments[-1].pos:
+        if len(state.lanes) != n_lanes or gone[0].pos < ledger.segments[-1].pos:
             return take_down(state)
         brought_up = _renewed(state, gone[0], n_discard)
     else:
         brought_up = _filled(ledger, n_lanes, n_discard)
     after, told = ledger, []
     for _ in range(n_lanes):
-        after, left = after.evict(n_discard)
-        told += [Happened("evict", len(indices), indices) for indices in left]
+        told += [
+            Happened("evict", part.n, range(part.index, part.stop))
+            for part in after.leaving(n_discard)
+        ]
+        after = after.evict(n_discard)
     return Plan(
         state,
         state.but(
@@ -52,14 +55,14 @@ def feed(state: State, tokens: Sequence[int], n_discard: int) -> Plan:
             has_logits=True,
             is_shifting=False,
         ),
-        (*brought_up, *(Remove(MAIN, start, stop) for start, stop in gone)),
+        (*brought_up, *(Remove(MAIN, part.pos, part.end) for part in gone)),
         Rows(tokens, ledger.next_pos, MAIN, _seen(len(tokens), n_discard)),
         # The fullest lane still holds what was evicted from the stream.
         (
-            *(Copy(_lane(0, n_lanes), MAIN, start, stop) for start, stop in gone),
+            *(Copy(_lane(0, n_lanes), MAIN, part.pos, part.end) for part in gone),
             *_emptied(n_lanes),
         ),
-        state.but(lanes=(), has_logits=False),
+        partial(take_down, state),
         tuple(told),
     )
 
@@ -78,19 +81,19 @@ def _filled(ledger: Ledger, last: int, n_discard: int) -> list[Op]:
     ops: list[Op] = []
     for group in range(last):
         lane = _lane(group, last)
-        evicted = ledger.oldest(group * n_discard)
+        evicted = ledger.leaving(group * n_discard) if group else ()
         if evicted:
-            ops.append(Copy(MAIN, lane, ledger.first_pos, evicted[0].start))
-        ops.append(Copy(MAIN, lane, evicted[-1].stop if evicted else 0, -1))
+            ops.append(Copy(MAIN, lane, ledger.first_pos, evicted[0].pos))
+        ops.append(Copy(MAIN, lane, evicted[-1].end if evicted else 0, -1))
     return ops
 
 
-def _renewed(state: State, gone: Span, n_discard: int) -> list[Op]:
+def _renewed(state: State, gone: Segment, n_discard: int) -> list[Op]:
     sink_end = state.ledger.segments[-2].end
     ops: list[Op] = []
     for group, end in enumerate(state.lanes):
         lane = _lane(group, len(state.lanes))
-        ops.append(Remove(lane, sink_end, gone.start + group * n_discard))
+        ops.append(Remove(lane, sink_end, gone.pos + group * n_discard))
         ops.append(Copy(MAIN, lane, end, -1))
     return ops
 

@@ -122,7 +122,10 @@ class Ledger(msgspec.Struct, frozen=True, gc=False):
     @property
     def next_pos(self) -> int:
         """Position of the next token."""
-        return self.segments[-1].end if self.segments else 0
+        if not self.segments:
+            return 0
+        window = self.segments[-1]
+        return window.pos + window.n
 
     @property
     def last_end(self) -> int:
@@ -132,7 +135,10 @@ class Ledger(msgspec.Struct, frozen=True, gc=False):
     @property
     def sink_lag(self) -> int:
         """Positions that the head trails the place where a dense cache would have it."""
-        return self.next_pos - self.first_pos - self.n_live
+        if not self.segments:
+            return 0
+        window = self.segments[-1]
+        return window.pos + window.n - self.segments[0].pos - self.n_live
 
     @property
     def head_place(self) -> int:
@@ -208,16 +214,14 @@ class Ledger(msgspec.Struct, frozen=True, gc=False):
         """Live tokens that come before an index; those of a swapped prefix come before all."""
         return sum(max(0, min(part.n, index - part.index)) for part in self.segments)
 
-    def oldest(self, n: int) -> list[Span]:
-        """Positions of the ``n`` oldest tokens that are not pinned, in order."""
+    def leaving(self, n: int) -> tuple[Segment, ...]:
+        """The ``n`` oldest tokens that are not pinned, in order: they leave next."""
+        window = self.segments[-1]
+        if self.n_live - window.n == self.n_keep:  # they are of the window, as nearly always
+            return (Segment(window.index, window.pos, min(n, window.n)),)
         _, rest = self._divided(self.n_pinned)
-        spans: list[Span] = []
-        for part in rest:
-            take = min(n, part.n)
-            if take:
-                spans.append(Span(part.pos, part.pos + take))
-            n -= take
-        return spans
+        first, _ = _divide(rest, n)
+        return tuple(part for part in first if part.n)
 
     # -- moves ----------------------------------------------------------------------------------
 
@@ -233,28 +237,15 @@ class Ledger(msgspec.Struct, frozen=True, gc=False):
         left = Segment(window.index, window.pos, window.n - n)
         return self._with((*head, left), -n, -n)
 
-    def evict(self, n: int) -> tuple[Ledger, list[range]]:
-        """Strike the ``n`` oldest tokens that are not pinned.
-
-        Returns
-        -------
-        Ledger
-            Without them.
-        list of range
-            Their indices, neighbours together.
-        """
-        left = n
+    def evict(self, n: int) -> Ledger:
+        """Strike the ``n`` oldest tokens that are not pinned; see `leaving`."""
+        *before, window = self.segments
+        if self.n_live - window.n == self.n_keep and n < window.n:
+            return self._with((*before, window.without_first(n)), -n, 0)
         head, rest = self._divided(self.n_pinned)
-        gone: list[range] = []
-        while left > 0:
-            part = rest[0]
-            take = min(left, part.n)
-            gone.append(range(part.index, part.index + take))
-            rest[0] = part.without_first(take)
-            left -= take
-            if not rest[0].n and len(rest) > 1:  # an emptied window stays
-                del rest[0]
-        return self._with((*head, *rest), -n, 0), gone
+        end = rest[-1].without_first(rest[-1].n)  # an emptied window stays
+        _, rest = _divide(rest, n)
+        return self._with((*head, *(rest or [end])), -n, 0)
 
     def splice(self, at: int, n: int, n_new: int) -> tuple[Ledger, int]:
         """Strike ``n`` tokens of the head after the first ``at``, and enter others in their place.

@@ -8,11 +8,12 @@ positions that have grown large, close the gap behind the sink, make room, take 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from msgspec.structs import replace
 
 from streamsink.core.capabilities import Capabilities
-from streamsink.core.ledger import Ledger, Missing
+from streamsink.core.ledger import Ledger, Missing, Segment
 from streamsink.core.plan import (
     MAIN,
     SCRATCH,
@@ -66,7 +67,7 @@ def _rebuild_all(state: State, tape: Tape, n_batch: int) -> Plan:
         ops,
         Rows(tokens, state.ledger.n_ready, is_input=False) if tokens else None,
         (),
-        state.without_cells(),
+        partial(Plan, state, state.without_cells()),
         _rebuilt(state, n_ready) if done else (),
     )
 
@@ -105,7 +106,7 @@ def _rebuild_head(state: State, tape: Tape, n_batch: int) -> Plan:
         ops,
         Rows(tokens, start + ledger.n_ready, SCRATCH, is_input=False) if tokens else None,
         ops,
-        state.but(ledger=ledger.lacking(Missing.HEAD), lanes=(), has_logits=False),
+        partial(Plan, state, state.but(ledger=ledger.lacking(Missing.HEAD))),
         () if n_head else _rebuilt(state, 0),
     )
 
@@ -168,20 +169,22 @@ def close_gap(state: State) -> Plan | None:
 
 def evict(state: State, n: int, *, cut: bool = False) -> Plan:
     """Take the oldest tokens out of the window; lanes may stand, see `streamsink.core.lanes`."""
-    ledger = state.ledger
-    ops = tuple(Remove(MAIN, start, stop) for start, stop in ledger.oldest(n))
-    after, gone = ledger.evict(n)
-    return Plan(
-        state,
-        state.but(
-            ledger=after,
-            counters=state.counters.with_evictions(1, n),
-            boundaries=later(state.boundaries, after.window_index),
-        ),
-        ops,
-        back=ops,
-        told=tuple(Happened("evict", len(indices), indices, cut) for indices in gone),
+    leaving, ledger = state.ledger.leaving(n), state.ledger.evict(n)
+    ops = _removal(leaving)
+    then = state.but(
+        ledger=ledger,
+        counters=state.counters.with_evictions(1, n),
+        boundaries=later(state.boundaries, ledger.window_index),
     )
+    return Plan(state, then, ops, back=ops, told=_gone(leaving, cut=cut))
+
+
+def _removal(leaving: Sequence[Segment]) -> tuple[Op, ...]:
+    return tuple([Remove(MAIN, part.pos, part.end) for part in leaving])
+
+
+def _gone(leaving: Sequence[Segment], *, cut: bool) -> tuple[Happened, ...]:
+    return tuple([Happened("evict", part.n, range(part.index, part.stop), cut) for part in leaving])
 
 
 def truncate(state: State, n: int) -> Plan:
@@ -233,28 +236,47 @@ def compact(state: State) -> Plan | None:
     return Plan(state, state.but(is_scattered=False), (Compact(MAIN),))
 
 
-def take_in(room: Plan, tokens: Sequence[int], ends: Sequence[int] = ()) -> Plan:
-    """Decode tokens for which there is room, once a plan that makes it is carried out.
+def take_in(
+    state: State,
+    tokens: Sequence[int],
+    ends: Sequence[int] = (),
+    *,
+    n_out: int = 0,
+    cut: bool = False,
+) -> Plan:
+    """Decode tokens for which there is room once the ``n_out`` oldest have left.
 
     The window may begin at the indices ``ends``.
     """
-    state = room.then
-    ledger = state.ledger
-    return Plan(
-        room.base,
-        state.but(
-            ledger=ledger.append(len(tokens)),
-            boundaries=merged(state.boundaries, ends) if ends else state.boundaries,
-            has_logits=True,
-            is_shifting=False,
-        ),
-        room.ops,
-        Rows(tokens, ledger.next_pos),
-        room.ops,
-        state.but(has_logits=False),
-        room.told,
-        room.told,
+    ledger, counters, boundaries = state.ledger, state.counters, state.boundaries
+    ops: tuple[Op, ...] = ()
+    told: tuple[Happened, ...] = ()
+    otherwise = partial(Plan, state, state)
+    if n_out:
+        leaving, ledger = ledger.leaving(n_out), ledger.evict(n_out)
+        ops = _removal(leaving)
+        counters = counters.with_evictions(1, n_out)
+        told = _gone(leaving, cut=cut)
+        otherwise = partial(evict, state, n_out, cut=cut)
+        if boundaries:
+            boundaries = later(boundaries, ledger.window_index)
+    if ends:
+        boundaries = merged(boundaries, ends)
+    then = State(
+        state.policy,
+        state.pinned,
+        state.choice,
+        ledger.append(len(tokens)),
+        state.n_given,
+        boundaries,
+        counters,
+        state.lanes,
+        state.is_scattered,
+        True,
+        False,
+        state.cause,
     )
+    return Plan(state, then, ops, Rows(tokens, ledger.next_pos), ops, otherwise, told)
 
 
 def merged(boundaries: tuple[int, ...], more: Sequence[int]) -> tuple[int, ...]:

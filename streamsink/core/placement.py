@@ -18,7 +18,14 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from streamsink.core.capabilities import Capabilities
-from streamsink.core.policy import SHARE, Placement, SinkPolicy, default_slack, move_cost
+from streamsink.core.policy import (
+    SHARE,
+    Placement,
+    SinkPolicy,
+    default_slack,
+    discard_size,
+    move_cost,
+)
 from streamsink.errors import CapabilityError
 
 MOST_SLACK = 65_536
@@ -36,11 +43,14 @@ class Choice(NamedTuple):
         Positions the sink may trail.
     why : str
         One clause that says why ``auto`` chose so.
+    n_discard : int
+        Tokens of an eviction from a full cache, where it need not take out what is whole.
     """
 
     placement: Placement
     slack: int
     why: str
+    n_discard: int
 
 
 def choose(policy: SinkPolicy, able: Capabilities, n_keep: int, n_ctx: int) -> Choice:
@@ -57,7 +67,8 @@ def choose(policy: SinkPolicy, able: Capabilities, n_keep: int, n_ctx: int) -> C
     slack = policy.slack
     if slack is None:
         slack = default_slack(move_cost(placement, n_keep), n_ctx, able.n_ctx_train)
-    return Choice(placement, min(slack, MOST_SLACK), why)
+    n_discard = discard_size(policy, n_ctx, n_keep)
+    return Choice(placement, min(slack, MOST_SLACK), why, n_discard)
 
 
 def _placement(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal, NamedTuple, Protocol, TypeAlias
+from collections.abc import Callable, Sequence
+from typing import Literal, Protocol, TypeAlias
 
 import msgspec
 
@@ -37,7 +37,7 @@ class Cells(Protocol):
         """See `Clear`."""
 
 
-class Remove(NamedTuple):
+class Remove(msgspec.Struct, frozen=True, gc=False):
     """Take the cells of positions ``[start, stop)`` out of a sequence; -1 means to its end."""
 
     seq: int
@@ -49,7 +49,7 @@ class Remove(NamedTuple):
         cells.remove(self.seq, self.start, self.stop)
 
 
-class Copy(NamedTuple):
+class Copy(msgspec.Struct, frozen=True, gc=False):
     """Let cells of ``source`` belong to ``target`` too; ``stop`` of -1 means to its end."""
 
     source: int
@@ -62,7 +62,7 @@ class Copy(NamedTuple):
         cells.copy(self.source, self.target, self.start, self.stop)
 
 
-class Shift(NamedTuple):
+class Shift(msgspec.Struct, frozen=True, gc=False):
     """Change positions by ``delta``; llama.cpp rotates the keys before the next decode."""
 
     seq: int
@@ -75,7 +75,7 @@ class Shift(NamedTuple):
         cells.shift(self.seq, self.start, self.stop, self.delta)
 
 
-class Compact(NamedTuple):
+class Compact(msgspec.Struct, frozen=True, gc=False):
     """Move the cells of the only sequence in use together, where that makes decoding faster."""
 
     seq: int
@@ -85,7 +85,7 @@ class Compact(NamedTuple):
         cells.compact(self.seq)
 
 
-class Clear(NamedTuple):
+class Clear(msgspec.Struct, frozen=True, gc=False):
     """Empty every sequence."""
 
     def act_on(self, cells: Cells) -> None:
@@ -155,12 +155,12 @@ class Plan(msgspec.Struct, frozen=True):
     rows : Rows or None
         What is decoded then.
     back : tuple of Op or None
-        What leads to ``otherwise``, though of ``ops`` only some have been done, and may be done
-        twice. ``None`` where nothing does: then all live tokens are evaluated anew.
-    otherwise : State or None
-        Where that leads; ``None`` means to ``then``.
-    told, told_otherwise : tuple of Happened
-        What has happened then, and otherwise.
+        What is done where only some of it came about, and may be done twice. ``None`` where nothing
+        helps: then all live tokens are evaluated anew.
+    otherwise : callable or None
+        Gives the plan that is carried out with that. ``None`` means this one.
+    told : tuple of Happened
+        What has happened when it is carried out.
     """
 
     base: State
@@ -168,9 +168,8 @@ class Plan(msgspec.Struct, frozen=True):
     ops: tuple[Op, ...] = ()
     rows: Rows | None = None
     back: tuple[Op, ...] | None = None
-    otherwise: State | None = None
+    otherwise: Callable[[], Plan] | None = None
     told: tuple[Happened, ...] = ()
-    told_otherwise: tuple[Happened, ...] = ()
 
     @property
     def loses(self) -> bool:

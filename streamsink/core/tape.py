@@ -21,7 +21,9 @@ class Tape:
 
     def write(self, index: int, tokens: Sequence[int]) -> None:
         """Enter the ids of tokens from an index on."""
-        self._ids.update(zip(range(index, index + len(tokens)), tokens, strict=True))
+        ids = self._ids
+        for at, token in enumerate(tokens, index):
+            ids[at] = token
 
     def read(self, *ranges: range) -> list[int]:
         """Ids of index ranges, in order."""

@@ -70,6 +70,10 @@ class Base(Closing):
         self._tokenizer = context.tokenizer
         self._door = Door()
         self._alone = Exclusive(self._door, before=self._check_open, after=self._tell)
+        # The same for steps of a generation, the first of which is entered like all calls.
+        self._stepping = Exclusive(
+            self._door, before=self._check_open, after=self._tell, anew=False
+        )
         # The same for what changes nothing, and for a stream that is closed already.
         self._still = Exclusive(self._door)
         self._controller = Controller(
@@ -139,6 +143,8 @@ class Base(Closing):
             raise ClosedError("this stream is closed: open another with model.stream()")
 
     def _tell(self) -> None:
+        if not self._news:
+            return
         for event in _drained(self._news):
             if self._on_evict and event.kind == "evict":
                 self._on_evict(Evicted(event.index, event.tokens))

@@ -93,7 +93,8 @@ class Driver:
             Ledger and cache hold the tokens decoded before; the others are still pending.
         """
         controller = self.controller
-        self._clear_doubt()
+        if controller.in_doubt():
+            self._clear_doubt()
         n_given = controller.state.n_pending
         tokens = controller.pending() if scores is not None else ()
         if self.undo and n_given:
@@ -364,7 +365,8 @@ class Driver:
         controller, context, rows = self.controller, self.context, plan.rows
         if self.undo and plan.loses:
             self.undo.will_lose(controller.state.n_pending)
-        started = time.perf_counter()
+        feeds = rows is not None and rows.is_input
+        started = 0.0 if feeds else time.perf_counter()
         controller.begin(plan)
         n_done = 0
         try:
@@ -380,9 +382,10 @@ class Driver:
         except BaseException as error:
             self._take_back(plan, error, n_done)
             raise
-        self._ms += (time.perf_counter() - started) * 1e3
+        if not feeds:
+            self._ms += (time.perf_counter() - started) * 1e3
         controller.commit(plan, self._ms)
-        if plan.told or (rows and rows.is_input):
+        if feeds or plan.told:
             self._ms = 0.0
 
     def _take_back(self, plan: Plan, error: BaseException, n_done: int) -> None:
@@ -424,7 +427,7 @@ class Driver:
         except BaseException:
             controller.settle_on(plan.base.without_cells())
             raise
-        controller.commit_otherwise(plan)
+        controller.give_up(plan)
 
     def _pause_if_possible(self) -> None:
         """Let signals act where nothing is half done, or where what is done can be undone."""

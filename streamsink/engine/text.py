@@ -44,7 +44,10 @@ class TextStream:
         """
         if self.stopped:
             return ""
-        self._held += self._decoder.decode(piece, final and not goes_on)
+        text = self._decoder.decode(piece, final and not goes_on)
+        if not self._stop:
+            return text
+        self._held += text
         cuts = [at for at in map(self._held.find, self._stop) if at >= 0]
         if cuts:
             self.stopped = True
@@ -56,7 +59,7 @@ class TextStream:
 
     def _n_open(self) -> int:
         """Length of the longest end of the held text with which a stop string begins."""
-        longest = max(map(len, self._stop), default=1) - 1
+        longest = max(map(len, self._stop)) - 1
         for n in range(min(longest, len(self._held)), 0, -1):
             if any(stop.startswith(self._held[-n:]) for stop in self._stop):
                 return n

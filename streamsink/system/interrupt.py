@@ -1,4 +1,8 @@
-"""Signals must not tear cache and ledger apart, nor must a second thread."""
+"""One caller at a time, and signals wait until it is through.
+
+What a stream holds is right wherever a call is cut off (`streamsink.core.controller`). But what was
+cut off is done again, or its tokens are evaluated anew; so signals act between two steps.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +10,7 @@ import _signal  # type: ignore[import-not-found]
 import contextlib
 import signal
 import threading
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -26,20 +29,30 @@ class DeferredSignals:
     Python runs a signal's handler between any two bytecodes of the main thread, so also between a
     change of the cache and its entry in the ledger; and any handler may raise, as that of Ctrl-C
     does. Other threads never run one.
+
+    Parameters
+    ----------
+    anew : bool
+        Look through all signals for those that have a handler in Python, which takes 3 us; or take
+        those that had one when it was last done.
     """
 
-    def __init__(self) -> None:
-        self._noted: deque[tuple[int, FrameType | None]] = deque()
-        self._handlers: dict[int, Any] = {}
-        if threading.current_thread() is not threading.main_thread():
+    _handled: Sequence[int] = ()
+
+    def __init__(self, *, anew: bool = True) -> None:
+        self._noted: list[tuple[int, FrameType | None]] = []
+        self._handlers: list[tuple[int, Any]] = []
+        if threading.get_ident() != threading.main_thread().ident:
             return
+        if anew:
+            # The module behind `signal`, which takes 40 us for all of them and this one 3. Only a
+            # Python handler can tear anything; one set from C (None) or SIG_IGN cannot.
+            DeferredSignals._handled = [n for n in _SIGNALS if callable(_signal.getsignal(n))]
         try:
-            for number in _SIGNALS:
-                # The module behind `signal`, which takes 40 us for all of them and this one 3.
+            for number in self._handled:
                 handler = _signal.getsignal(number)
-                # Only a Python handler can tear anything; one set from C (None) or SIG_IGN cannot.
                 if callable(handler):
-                    self._handlers[number] = handler
+                    self._handlers.append((number, handler))
                     _signal.signal(number, self._note)
         except BaseException:  # of a signal that is not yet held back
             self.let_go()
@@ -51,12 +64,12 @@ class DeferredSignals:
     def deliver(self) -> None:
         """Let signals that have come act now; the first that raises ends it."""
         while self._noted:
-            number, frame = self._noted.popleft()
-            self._handlers[number](number, frame)
+            number, frame = self._noted.pop(0)
+            dict(self._handlers)[number](number, frame)
 
     def let_go(self) -> None:
         """Hold back no longer."""
-        left = list(self._handlers.items())[::-1]
+        left = self._handlers[::-1]
         raised: BaseException | None = None
         while left:
             try:
@@ -67,7 +80,8 @@ class DeferredSignals:
             except BaseException as error:
                 raised = error
         # Read only now: until the handlers were back, one could still be noted.
-        self.deliver()
+        if self._noted:
+            self.deliver()
         if raised is not None:
             raise raised
 
@@ -109,6 +123,8 @@ class Exclusive:
     after : callable, optional
         Called on the way out, whatever happened; the section is free then. Of sections within
         another one, the outermost calls it.
+    anew : bool
+        See `DeferredSignals`: not for what is entered thousands of times a second.
     """
 
     def __init__(
@@ -116,7 +132,10 @@ class Exclusive:
         door: Door,
         before: Callable[[], object] = lambda: None,
         after: Callable[[], object] = lambda: None,
+        *,
+        anew: bool = True,
     ) -> None:
+        self._anew = anew
         self._door = door
         self._before = before
         self._after = after
@@ -124,15 +143,16 @@ class Exclusive:
         self._is_within = False
 
     def __enter__(self) -> None:
-        if self._door.guest == threading.get_ident():
+        door = self._door
+        if door.guest is not None and door.guest == threading.get_ident():
             self._before()
-            self._door.guest = None
+            door.guest = None
             self._is_within = True
             return
         # Held back before the lock is taken and until it is free again: a signal in between would
         # leave it taken for good.
-        held = DeferredSignals()
-        if not self._door.lock.acquire(blocking=False):
+        held = DeferredSignals(anew=self._anew)
+        if not door.lock.acquire(blocking=False):
             held.let_go()
             raise BusyError(
                 "this stream is in the midst of another call: give each thread its own stream"
