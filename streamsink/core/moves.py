@@ -175,6 +175,7 @@ def evict(state: State, n: int, *, cut: bool = False) -> Plan:
         ledger=ledger,
         counters=state.counters.with_evictions(1, n),
         boundaries=later(state.boundaries, ledger.window_index),
+        has_logits=state.has_logits and n < state.ledger.n_window,
     )
     return Plan(state, then, ops, back=ops, told=_gone(leaving, cut=cut))
 
