@@ -69,11 +69,9 @@ class Base(Closing):
         self._context = context
         self._tokenizer = context.tokenizer
         self._door = Door()
-        self._alone = Exclusive(self._door, before=self._check_open, after=self._tell)
+        self._alone = Exclusive(self._door, before=self._enter, after=self._tell)
         # The same for steps of a generation, the first of which is entered like all calls.
-        self._stepping = Exclusive(
-            self._door, before=self._check_open, after=self._tell, anew=False
-        )
+        self._stepping = Exclusive(self._door, before=self._enter, after=self._tell, anew=False)
         # The same for what changes nothing, and for a stream that is closed already.
         self._still = Exclusive(self._door)
         self._controller = Controller(
@@ -138,9 +136,11 @@ class Base(Closing):
 
     # -- for the calls --------------------------------------------------------------------------
 
-    def _check_open(self) -> None:
+    def _enter(self) -> None:
         if self._closed:
             raise ClosedError("this stream is closed: open another with model.stream()")
+        if self._controller.in_doubt():  # the call before was cut off
+            self._driver.clear_doubt()
 
     def _tell(self) -> None:
         if not self._news:

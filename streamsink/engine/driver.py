@@ -1,36 +1,28 @@
-"""A stream alone in its context: what its controller plans is carried out, step by step."""
+"""A stream alone in its context: what its controller plans, step by step, to an end."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Literal, NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from streamsink.core.controller import Controller, Grant
 from streamsink.core.ledger import Missing
-from streamsink.core.plan import MAIN, Plan, Remove, Rows
+from streamsink.core.plan import Plan, Rows
 from streamsink.core.snapshot import Snapshot
 from streamsink.core.state import State
+from streamsink.engine.carrier import Carrier, Outputs
 from streamsink.engine.context import Context, Logits
 from streamsink.engine.scoring import nll
 from streamsink.engine.undo import Undo
 from streamsink.errors import (
     CacheError,
-    DecodeError,
     StreamsinkError,
-    TornError,
     UsageError,
 )
-
-REFUSED = -1
-"""llama_decode's answer to a batch that it does not begin (llama.h)."""
-
-
-Outputs: TypeAlias = Literal["last", "all"]
 
 
 class Spliced(NamedTuple):
@@ -49,8 +41,8 @@ class Spliced(NamedTuple):
     first: int
 
 
-class Driver:
-    """Carries out plans.
+class Driver(Carrier):
+    """What a stream does with its plans.
 
     Parameters
     ----------
@@ -60,21 +52,13 @@ class Driver:
         The stream's logic.
     pause : callable
         Called between two decodes of a long input, when nothing is half done; it may raise.
-
-    Attributes
-    ----------
-    undo : Undo or None
-        How to go back to where a transaction began, while one is under way.
     """
 
     def __init__(
         self, context: Context, controller: Controller, pause: Callable[[], object]
     ) -> None:
-        self.context = context
-        self.controller = controller
-        self.undo: Undo | None = None
+        super().__init__(context, controller)
         self._pause = pause
-        self._ms = 0.0
         self._one = Grant(context.n_batch, context.n_cells - controller.n_ctx, one_by_one=True)
 
     # -- forward --------------------------------------------------------------------------------
@@ -93,8 +77,6 @@ class Driver:
             Ledger and cache hold the tokens decoded before; the others are still pending.
         """
         controller = self.controller
-        if controller.in_doubt():
-            self._clear_doubt()
         n_given = controller.state.n_pending
         tokens = controller.pending() if scores is not None else ()
         if self.undo and n_given:
@@ -105,7 +87,7 @@ class Driver:
             if has_decoded:
                 self._pause_if_possible()
             plan = controller.plan(self._one if n_given == 1 else self._grant(outputs))
-            self._carry_out(plan, outputs)
+            self.carry_out(plan, outputs)
             if plan.rows and plan.rows.is_input:
                 has_decoded = True
                 if scores is not None:
@@ -135,7 +117,6 @@ class Driver:
         DecodeError, CacheError
             What is missing could not be brought back.
         """
-        self._clear_doubt()
         self._finish()
         if self.controller.state.is_shifting and self.context.capabilities.takes_back:
             self.truncate(1)
@@ -143,9 +124,8 @@ class Driver:
 
     def evict(self, n: int) -> None:
         """Take the oldest tokens out of the window; before the next decode the sink is seen to."""
-        self._clear_doubt()
         self._finish()
-        self._carry_out(self.controller.plan_eviction(n))
+        self.carry_out(self.controller.plan_eviction(n))
 
     def splice(
         self, at: int, n: int, tokens: Sequence[int], under: State, *, exact: bool
@@ -169,15 +149,14 @@ class Driver:
             Nothing was swapped; or it was, and whatever comes next evaluates them.
         """
         controller = self.controller
-        self._clear_doubt()
         self._finish()
         if self.undo:
             self.undo.loses()
         over = max(0, controller.ledger.n_live - n + len(tokens) - controller.n_ctx)
         if over:
-            self._carry_out(controller.plan_eviction(over, protected=at + n))
+            self.carry_out(controller.plan_eviction(over, protected=at + n))
         plan, index = controller.plan_splice(at, n, tokens, under, exact=exact)
-        self._carry_out(plan)
+        self.carry_out(plan)
         ledger = controller.ledger
         n_evaluated = ledger.n_live if ledger.missing is Missing.ALL else ledger.n_head
         self._finish()
@@ -207,7 +186,7 @@ class Driver:
         over = controller.ledger.n_live - controller.n_ctx
         if over > 0:
             plan = controller.plan_eviction(over)
-            self._carry_out(Plan(plan.base, plan.then, told=plan.told))
+            self.carry_out(Plan(plan.base, plan.then, told=plan.told))
         self._finish()
         return controller.ledger.n_live
 
@@ -221,7 +200,7 @@ class Driver:
         self._take_down_lanes()
         plan = self.controller.plan_compaction()
         if plan:
-            self._carry_out(plan)
+            self.carry_out(plan)
 
     # -- back -----------------------------------------------------------------------------------
 
@@ -236,12 +215,11 @@ class Driver:
             They cannot be taken back: a recurrent state holds them.
         """
         controller = self.controller
-        self._clear_doubt()
         n_newest = controller.ledger.n_newest
         if n > n_newest:
             raise UsageError(f"{n} tokens cannot be taken back: {n_newest} are in the window")
         self._take_down_lanes()
-        self._carry_out(controller.plan_truncation(n))
+        self.carry_out(controller.plan_truncation(n))
         if self.undo:
             self.undo.goes_back_to(controller.ledger.next_index)
         # A small cache of a sliding window has put newer tokens where older ones were.
@@ -263,7 +241,7 @@ class Driver:
         """
         controller = self.controller
         try:
-            self._clear_doubt()
+            self.clear_doubt()
             if undo.has_lost or controller.ledger.missing is Missing.ALL:
                 self._resume(undo.kept or before, undo.cells)
             came = controller.ledger.next_index - min(undo.lowest, before.n_tokens)
@@ -311,7 +289,6 @@ class Driver:
 
     def _make_logits(self) -> None:
         controller = self.controller
-        self._clear_doubt()
         if controller.ledger.missing is Missing.ALL:
             self._finish()
         if controller.state.has_logits:
@@ -351,83 +328,14 @@ class Driver:
         while plan := self.controller.plan_settling(self.context.n_batch):
             if not first:
                 self._pause_if_possible()
-            self._carry_out(plan)
+            self.carry_out(plan)
             first = False
 
     def _take_down_lanes(self) -> None:
         if self.controller.state.lanes:
             plan = self.controller.plan_settling(self.context.n_batch)
             assert plan
-            self._carry_out(plan)
-
-    def _carry_out(self, plan: Plan, outputs: Outputs = "last") -> None:
-        """Do what a plan says, and note that it is done; or take it back."""
-        controller, context, rows = self.controller, self.context, plan.rows
-        if self.undo and plan.loses:
-            self.undo.will_lose(controller.state.n_pending)
-        feeds = rows is not None and rows.is_input
-        started = 0.0 if feeds else time.perf_counter()
-        controller.begin(plan)
-        n_done = 0
-        try:
-            for op in plan.ops:
-                op.act_on(context)
-                n_done += 1
-            if rows is None:
-                pass
-            elif rows.lanes:
-                context.decode_lanes(rows.tokens, rows.pos, rows.lanes, outputs)
-            else:
-                context.decode(rows.tokens, rows.pos, rows.seq, outputs)
-        except BaseException as error:
-            self._take_back(plan, error, n_done)
-            raise
-        if not feeds:
-            self._ms += (time.perf_counter() - started) * 1e3
-        controller.commit(plan, self._ms)
-        if feeds or plan.told:
-            self._ms = 0.0
-
-    def _take_back(self, plan: Plan, error: BaseException, n_done: int) -> None:
-        """Note what a plan has left that failed after so many of its operations."""
-        controller, base = self.controller, plan.base
-        if isinstance(error, TornError) or self._is_refused_for_its_cells(error, base):
-            controller.settle_on(base.without_cells())
-        elif n_done == 0 and plan.ops:
-            controller.settle_on(base)
-        else:
-            self._restore(plan)
-
-    def _is_refused_for_its_cells(self, error: BaseException, base: State) -> bool:
-        """Whether llama.cpp refused positions that do not follow the cells that are there."""
-        return (
-            isinstance(error, DecodeError)
-            and error.code == REFUSED
-            and base.ledger.missing is Missing.NOTHING
-            and self.context.end(MAIN) != base.ledger.last_end
-        )
-
-    def _clear_doubt(self) -> None:
-        """Bring cells back that a plan left in doubt which was cut off."""
-        plan = self.controller.in_doubt()
-        if plan:
-            with suppress(StreamsinkError):
-                self._restore(plan, cut_off=True)
-
-    def _restore(self, plan: Plan, *, cut_off: bool = False) -> None:
-        controller, rows = self.controller, plan.rows
-        if plan.back is None:
-            controller.settle_on(plan.base.without_cells())
-            return
-        try:
-            if cut_off and rows:
-                Remove(rows.seq, rows.pos, -1).act_on(self.context)
-            for op in plan.back:
-                op.act_on(self.context)
-        except BaseException:
-            controller.settle_on(plan.base.without_cells())
-            raise
-        controller.give_up(plan)
+            self.carry_out(plan)
 
     def _pause_if_possible(self) -> None:
         """Let signals act where nothing is half done, or where what is done can be undone."""

@@ -175,5 +175,6 @@ class Feeding(Base):
         try:
             self._driver.advance(scores)
         except BaseException:
+            self._driver.clear_doubt()
             controller.drop(max(n_given, controller.ledger.next_index))
             raise
