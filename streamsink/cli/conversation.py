@@ -125,7 +125,7 @@ class Conversation:
         from prompt_toolkit.history import FileHistory
         from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 
-        from streamsink.registry import models_dir
+        from streamsink.system.folders import data_dir
 
         keys = KeyBindings()
 
@@ -133,7 +133,7 @@ class Conversation:
         def _(event: KeyPressEvent) -> None:
             event.current_buffer.insert_text("\n")
 
-        history = models_dir().parent / "history"
+        history = data_dir() / "history"
         history.parent.mkdir(parents=True, exist_ok=True)
         history.touch(mode=0o600)
         prompt: PromptSession[str] = PromptSession(

@@ -10,17 +10,14 @@ from pathlib import Path
 
 from streamsink.errors import FetchError
 from streamsink.registry import web
-from streamsink.registry.disk import Growth, require_room
-from streamsink.registry.received import Progress, Received
 from streamsink.registry.sources import shown
+from streamsink.registry.transfer import CHUNK, Growth, Progress, Received, require_room
 from streamsink.registry.web import Answer, Interrupted, ask
 
 ATTEMPTS = 5
 """How often in a row a transfer may break without a new byte."""
 FIRST_WAIT = 0.5
 """Seconds before another attempt; twice as long each time that no byte came."""
-
-_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -104,7 +101,7 @@ def _attempt(url: str, part: Path, size: int | None, checked: bool, progress: Pr
             done = answer.start
             progress(done, total)
             while answer.total is None or done < answer.total:
-                block = answer.read(min(_CHUNK, answer.total - done) if answer.total else _CHUNK)
+                block = answer.read(min(CHUNK, answer.total - done) if answer.total else CHUNK)
                 if not block:
                     break
                 done += len(block)
@@ -147,7 +144,7 @@ def _check_growth(growth: Growth, done: int, part: Path) -> None:
 
 def _hash_into(digest: hashlib._Hash, part: Path) -> None:
     with part.open("rb") as file:
-        while block := file.read(_CHUNK):
+        while block := file.read(CHUNK):
             digest.update(block)
 
 

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import itertools
-import json
 import os
-import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from streamsink.errors import UsageError
+from streamsink.registry.catalog import load_registry, read_text, user_registry
 from streamsink.registry.entries import Entry
-from streamsink.registry.paths import user_registry
 from streamsink.registry.sources import HfSource, PathSource, PypiSource, Source, UrlSource
-from streamsink.registry.store import load_registry
 from streamsink.registry.tables import Table, parse_entry, read_tables
 from streamsink.system.atomic import write_text
 
-_TITLE = "# Your own models, laid over streamsink's: its models.toml describes the form.\n"
+if TYPE_CHECKING:  # tomlkit is imported where it is used: it takes longer than a command's start
+    from tomlkit import TOMLDocument
+    from tomlkit.items import Item
+    from tomlkit.items import Table as TomlTable
+
+_TITLE = "# Your own models, laid over streamsink's: its models.toml describes the form."
 
 
 def add(
@@ -75,15 +77,13 @@ def add(
         raise UsageError(f"no such file: {source.path}")
     entry = parse_entry(Table(name, values, "models add", own=True))
     known = load_registry()
-    taken = None if name in known.faults else known.get(name)  # one that cannot be is mended so
+    taken = None if name in known.faults else known.get(name)  # a faulty entry may be replaced
     if taken and not force:
         kind = "one of your own models" if taken.own else "one of streamsink's models"
         raise UsageError(f"{name} is {kind} already: choose another name, or --force")
-    text = _read()
-    kept = _without(text, name)
-    block = f"[{_key(name)}]\n" + "".join(f"{k} = {_toml(v)}\n" for k, v in values.items())
-    edited = f"{kept.rstrip()}\n\n{block}" if kept.strip() else f"{_TITLE}\n{block}"
-    _write(text, edited, name, values)
+    text = read_text(user_registry()) or ""
+    kept = _without(text, name).rstrip() or _TITLE
+    _write(text, f"{kept}\n\n{_written(name, values)}", name, values)
     return entry
 
 
@@ -95,7 +95,7 @@ def forget(name: str) -> None:
     UsageError
         The user's registry does not state it, or the file cannot be edited.
     """
-    text = _read()
+    text = read_text(user_registry()) or ""
     if name not in read_tables(text, str(user_registry())):
         raise UsageError(f"{user_registry()} has no {name}: only your own models can be forgotten")
     _write(text, _without(text, name), name, None)
@@ -114,64 +114,92 @@ def _source_values(source: Source) -> dict[str, Any]:
     return {"path": str(Path(os.path.expanduser(source.path)).absolute())}
 
 
-def _read() -> str:
-    try:
-        return user_registry().read_text("utf-8-sig")
-    except FileNotFoundError:
-        return ""
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read the registry {user_registry()}: {error}") from None
+def _written(name: str, values: dict[str, Any]) -> str:
+    """Return a model's table as TOML, its source on one line."""
+    import tomlkit
+
+    table = tomlkit.table()
+    for key, value in values.items():
+        if isinstance(value, dict):
+            source = tomlkit.inline_table()
+            source.update(value)
+            table.add(key, source)
+        else:
+            table.add(key, value)
+    return tomlkit.dumps({name: table})
 
 
 def _without(text: str, name: str) -> str:
-    """Cut a table out of the text: from its header, and those of its sub-tables, to the next."""
-    ours = re.compile(rf"""[ \t]*\[\[?[ \t]*["']?{re.escape(name)}["']?[ \t]*[].]""")
-    kept: list[str] = []
-    cut: list[str] = []
-    inside = False
-    for line in text.splitlines(keepends=True):
-        if line.lstrip().startswith("["):
-            inside = ours.match(line) is not None
-            kept += [] if inside else _comments_at_the_end(cut)
-            cut = []
-        (cut if inside else kept).append(line)
-    return "".join(kept)
+    """Return a registry's text without one model; all else stays as it is written."""
+    import tomlkit
+    from tomlkit.exceptions import TOMLKitError
+
+    try:
+        document = tomlkit.parse(text)
+        if name not in document:
+            return text
+        _keep_comments_above_the_next(document, name)
+        document.remove(name)
+        return document.as_string()
+    except (TOMLKitError, ValueError) as error:
+        raise _not_editable(str(error)) from None
 
 
-def _comments_at_the_end(lines: list[str]) -> list[str]:
-    """Return the comments that stand right above the next table, and so belong to it."""
-    found = list(itertools.takewhile(lambda line: line.startswith("#"), reversed(lines)))
-    return found[::-1]
+def _keep_comments_above_the_next(document: TOMLDocument, name: str) -> None:
+    """Move the comments that stand right above the next table to that table.
+
+    To tomlkit they are the last lines of the table before it, and would be removed with that one.
+    """
+    from tomlkit.items import Comment
+
+    for (key, item), (_, following) in itertools.pairwise(document.body):
+        header = _first_table(following)
+        if key is not None and key.key == name and header is not None:
+            lines = reversed(_last_lines(item))
+            comments = itertools.takewhile(lambda line: isinstance(line, Comment), lines)
+            moved = "".join(reversed([comment.as_string() for comment in comments]))
+            header.trivia.indent = moved + header.trivia.indent
+
+
+def _last_lines(item: Item) -> list[Item]:
+    """Return the lines of a table, or of the last table in it."""
+    from tomlkit.items import AoT, Table
+
+    if isinstance(item, AoT):
+        return _last_lines(item.body[-1])
+    if not isinstance(item, Table) or not item.value.body:
+        return []
+    lines = [line for _, line in item.value.body]
+    return _last_lines(lines[-1]) if isinstance(lines[-1], (AoT, Table)) else lines
+
+
+def _first_table(item: Item) -> TomlTable | None:
+    """Return the table whose header is written first: that of ``[a.b]`` is no header of ``a``."""
+    from tomlkit.items import AoT, Table
+
+    if isinstance(item, AoT):
+        return item.body[0]
+    if isinstance(item, Table) and item.is_super_table():
+        return _first_table(item.value.body[0][1])
+    return item if isinstance(item, Table) else None
 
 
 def _write(before: str, after: str, name: str, values: dict[str, Any] | None) -> None:
     """Write the new text, if it says what it should of ``name``, and of all others as before."""
     path = user_registry()
-    by_hand = f"cannot edit {path} safely: change it by hand"
     try:
         wanted = {k: table.values for k, table in read_tables(before, str(path)).items()}
         written = {k: table.values for k, table in read_tables(after, str(path)).items()}
     except UsageError as error:
-        raise UsageError(f"{by_hand} ({error})") from None
+        raise _not_editable(str(error)) from None
     wanted.pop(name, None)
     if written != {**wanted, **({name: values} if values else {})}:
-        raise UsageError(by_hand)
+        raise _not_editable("it would not mean the same")
     try:
         write_text(path, after)
     except (OSError, UnicodeEncodeError) as error:
         raise UsageError(f"cannot write {path}: {error}") from None
 
 
-def _key(name: str) -> str:
-    return _toml(name) if "." in name else name
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, int):
-        return str(value)
-    if isinstance(value, dict):
-        return "{ " + ", ".join(f"{key} = {_toml(part)}" for key, part in value.items()) + " }"
-    # A JSON string is a TOML string but for DEL, which TOML wants escaped.
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+def _not_editable(why: str) -> UsageError:
+    return UsageError(f"cannot edit {user_registry()} safely: change it by hand ({why})")

