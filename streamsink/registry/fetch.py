@@ -9,9 +9,10 @@ from pathlib import Path
 
 from streamsink.errors import FetchError, StreamsinkError, UsageError
 from streamsink.registry import hub
-from streamsink.registry.download import discard, download, forget_note
+from streamsink.registry.download import download
 from streamsink.registry.entries import Entry
 from streamsink.registry.files import file_of, is_here, location, models_dir, part_of
+from streamsink.registry.part import discard, forget_note
 from streamsink.registry.sources import HfSource, PathSource, PypiSource, Remote
 from streamsink.registry.transfer import Progress, Received
 from streamsink.registry.wheel import WORKPLACE, take_from_wheel
