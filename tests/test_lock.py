@@ -23,7 +23,7 @@ def test_a_lock_file_that_was_removed_meanwhile_is_no_lock(
             path.unlink()
 
     monkeypatch.setattr(lock, "claim", slow_claim)
-    with lock.exclusive(path, FetchError("busy")):
+    with lock.Lock(path, FetchError("busy")):
         assert len(claims) == 2
         assert path.exists()
     assert not path.exists()

