@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from streamsink.errors import UsageError
 from streamsink.registry import catalog, edit, files
+from streamsink.registry.rewrite import with_table, without
 from streamsink.registry.sources import HfSource, PathSource, PypiSource, UrlSource
 from streamsink.registry.tables import read_tables
 
@@ -95,12 +96,20 @@ def test_add_is_not_misled_by_text_that_looks_like_a_table() -> None:
 def test_what_would_change_another_entry_is_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
     text = f"[gone]\nhf = {HF}\n\n[kept]\nhf = {HF}\n"
     own = write_own(text)
-    monkeypatch.setattr(edit, "_without", lambda text, name: f"[kept]\nhf = {HF}\nsize = 1\n")
+    monkeypatch.setattr(edit, "without", lambda text, name: f"[kept]\nhf = {HF}\nsize = 1\n")
     with pytest.raises(UsageError, match="change it by hand"):
         edit.add("gone", UrlSource("https://h/y.gguf"), force=True)
     with pytest.raises(UsageError, match="change it by hand"):
         edit.forget("gone")
     assert own.read_text("utf-8") == text
+
+
+def test_the_first_model_of_a_file_gets_a_heading() -> None:
+    edit.add("first", UrlSource("https://h/a.gguf"))
+    assert catalog.user_registry().read_text("utf-8") == (
+        "# Your own models, laid over streamsink's: its models.toml describes the form.\n\n"
+        '[first]\nurl = "https://h/a.gguf"\n'
+    )
 
 
 def test_line_ends_stay_as_they_are() -> None:
@@ -162,7 +171,7 @@ def test_whatever_is_taken_out_all_else_stays(tables: list[tuple[str, list[str]]
     stated = _stated(text)
     if stated is None:
         reject()
-    after = edit._without(text, "gone")
+    after = without(text, "gone")
     stated.pop("gone", None)
     assert _stated(after) == stated
     kept = [f"# above {header}\n{header}\n" for header, _ in tables if "gone" not in header]
@@ -180,7 +189,7 @@ def _stated(text: str) -> dict[str, Any] | None:
 
 @given(st.text(st.characters(exclude_categories=["Cs"])))
 def test_any_text_survives_as_a_toml_string(text: str) -> None:
-    written = edit._written("m", {"x": text})
+    written = with_table("", "m", {"x": text})
     assert read_tables(written, "here")["m"].values == {"x": text}
 
 

@@ -11,7 +11,6 @@ import typer
 from streamsink.cli import progress, terminal
 from streamsink.cli.table import show
 from streamsink.errors import UsageError
-from streamsink.registry import edit
 from streamsink.registry.catalog import DEFAULT_MODEL, entry_named, load_registry, user_registry
 from streamsink.registry.entries import Entry
 from streamsink.registry.files import is_here, kept_bytes, location, resolve
@@ -95,6 +94,8 @@ def add(
     force: Annotated[bool, typer.Option("--force", help="Replace a model of that name.")] = False,
 ) -> None:
     """Give a model a name in your own registry; takes one of --hf, --pypi, --url and --path."""
+    from streamsink.registry.edit import add as add_to_registry
+
     sources: list[Source] = []
     if hf:
         sources.append(HfSource(*hf, revision))
@@ -110,7 +111,7 @@ def add(
         )
     if revision != "main" and not hf:
         raise UsageError("--revision belongs to --hf: leave it out")
-    entry = edit.add(
+    entry = add_to_registry(
         name,
         sources[0],
         size=size,
@@ -134,21 +135,21 @@ def rm(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
     """Delete a model's pulled file, and what an interrupted pull left of it."""
+    from streamsink.registry import edit, fetch
+
     entry = entry_named(name)
     folder = location(entry).parent
     deletes = not isinstance(entry.source, PathSource) and folder.is_dir()
     if deletes or not forget:
         if not yes:
             terminal.confirm(f"delete {folder}?")
-        from streamsink.registry.fetch import remove
-
-        remove(entry)
+        fetch.remove(entry)
     if forget:
         edit.forget(name)
 
 
 def _pull(entry: Entry, force: bool) -> Path:
-    from streamsink.registry import fetch  # HTTP is a large part of a command's start
+    from streamsink.registry import fetch
 
     bar = progress.Transfer(entry.name)
     try:
