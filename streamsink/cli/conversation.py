@@ -14,7 +14,8 @@ from streamsink.cli.keeping import Keeping
 from streamsink.cli.options import discard_of, keep_of
 from streamsink.errors import StreamsinkError, UsageError
 from streamsink.session import shelf
-from streamsink.system.reading import turns, typed
+from streamsink.system.reading import typed
+from streamsink.system.turns import turns
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

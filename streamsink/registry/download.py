@@ -13,9 +13,9 @@ from streamsink.registry.transfer import CHUNK, Growth, Progress, Received, requ
 from streamsink.registry.web import Answer, Interrupted, ask
 
 ATTEMPTS = 5
-"""How often in a row a transfer may break without a new byte."""
+"""How often in a row a transfer may break off without a new byte."""
 FIRST_WAIT = 0.5
-"""Seconds before another attempt; twice as long each time that no byte came."""
+"""Seconds before another attempt; doubled each time that no byte came."""
 
 
 def download(
@@ -32,8 +32,8 @@ def download(
     size : int or None
         The bytes it must have, where known.
     checked : bool
-        Whether its checksum is known. If so, a part may be gone on with even where the server
-        names no version of the file: a wrong mixture would be found at the end.
+        Whether its checksum is known. Then a part is continued even where the server names no
+        version of the file, for the checksum would find a mixture of two.
     progress : Progress
         Told of every block.
 
@@ -127,7 +127,7 @@ def _check_growth(growth: Growth, done: int, part: Path) -> None:
     try:
         growth.check(done)
     except FetchError:
-        discard(part)  # it is no part of what was wanted, or nobody knows how much room it takes
+        discard(part)  # it is no part of the file, or of one without an end
         raise
 
 

@@ -1,4 +1,4 @@
-"""Bringing a model here: checked, whole or not at all, and one pull of it at a time."""
+"""Bringing a model here and removing it: checked, whole or not at all, one process at a time."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ _MAGIC = b"GGUF"
 def pull(entry: Entry, progress: Progress | None = None, *, force: bool = False) -> Path:
     """Bring an entry's file here and return its path.
 
-    An interrupted pull leaves only a ``.part`` and a note about it; the next one goes on from
-    there if the server shows that it is still the same file, and begins again if not.
+    An interrupted pull leaves a ``.part`` and a note about it. The next pull goes on from there if
+    the server shows that the file is still the same, and begins again if not.
 
     Parameters
     ----------
@@ -92,7 +92,7 @@ def remove(entry: Entry) -> Path:
 
 @contextlib.contextmanager
 def _alone(entry: Entry) -> Iterator[None]:
-    """Hold the model's lock, leave no empty folder, and turn the disk's refusals into ours."""
+    """Hold the model's lock, leave no empty folder, and make a FetchError of an OSError."""
     root = models_dir()
     folder = root / entry.name
     try:
@@ -105,7 +105,7 @@ def _alone(entry: Entry) -> Iterator[None]:
                 yield
             finally:
                 with contextlib.suppress(OSError):
-                    folder.rmdir()  # refused, and rightly, unless empty
+                    folder.rmdir()  # which only removes an empty folder
     except StreamsinkError:
         raise
     except OSError as error:
