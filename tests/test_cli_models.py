@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,25 +18,18 @@ from streamsink.cli import models, terminal
 from streamsink.errors import FetchError, StreamsinkError, UsageError
 from streamsink.registry import catalog, edit, files
 from streamsink.registry.sources import HfSource, PathSource, PypiSource, UrlSource
-from tests.pulls import BODY, FileServer, without_settings
+from tests.pulls import BODY, FileServer
+
+pytestmark = pytest.mark.usefixtures("bare_home")
 
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAM = "from streamsink.cli.models import app; app()"
 
 
-@pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    without_settings(monkeypatch)
-    monkeypatch.setenv("STREAMSINK_HOME", str(tmp_path))
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 @pytest.fixture
-def server() -> Iterator[FileServer]:
-    with FileServer() as serving:
-        edit.add("m", UrlSource(f"{serving.url}/m.gguf"), licence="MIT")
-        yield serving
+def server(bare_home: Path, server: FileServer) -> FileServer:
+    edit.add("m", UrlSource(f"{server.url}/m.gguf"), licence="MIT")
+    return server
 
 
 def run(*arguments: str) -> Result:
@@ -216,7 +208,7 @@ def test_add_takes_each_kind_of_source(tmp_path: Path) -> None:
         *("add", "a", "--hf", "me/it", "x.gguf", "--revision", "v2", "--sha256", sha256),
         *("--size", "7", "--licence", "MIT", "--n-ctx", "64", "--chat"),
     ).stdout
-    assert f"a is in {tmp_path / 'models.toml'}; `streamsink models pull a`" in said
+    assert f"a is in {tmp_path / 'home' / 'models.toml'}; `streamsink models pull a`" in said
     succeed("add", "b", "--url", "https://h/b.gguf", "--no-chat")
     succeed("add", "c", "--pypi", "p", "1.0", "p/c.gguf")
     assert "pull" not in succeed("add", "d", "--path", "here.gguf").stdout

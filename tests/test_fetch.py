@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import random
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,24 +13,13 @@ from streamsink.errors import FetchError, UsageError
 from streamsink.registry import fetch, files
 from streamsink.registry.entries import Entry
 from streamsink.registry.sources import PathSource, UrlSource
-from tests.pulls import BODY, FileServer, entry_at, left, sha256, without_settings
+from tests.pulls import BODY, FileServer, entry_at, left, sha256
+
+pytestmark = pytest.mark.usefixtures("bare_home")
 
 OTHER = b"GGUF" + random.Random(2).randbytes(2_000_000)
 PARTIAL = [os.path.join("m", "m.gguf.part"), os.path.join("m", "m.gguf.part.json")]
 WHOLE = [os.path.join("m", "m.gguf")]
-
-
-@pytest.fixture
-def server() -> Iterator[FileServer]:
-    with FileServer() as serving:
-        yield serving
-
-
-@pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    without_settings(monkeypatch)
-    monkeypatch.setenv("STREAMSINK_HOME", str(tmp_path))
-    return tmp_path
 
 
 # The plain case
@@ -206,8 +194,8 @@ def test_a_disk_that_fills_up_keeps_what_came(
     assert fetch.pull(entry_at(server)).read_bytes() == BODY
 
 
-def test_a_models_folder_that_is_a_file_is_one_line(server: FileServer, home: Path) -> None:
-    (home / "models").write_text("")
+def test_a_models_folder_that_is_a_file_is_one_line(server: FileServer, bare_home: Path) -> None:
+    (bare_home / "models").write_text("")
     with pytest.raises(FetchError, match=r"m: .*models.*STREAMSINK_HOME"):
         fetch.pull(entry_at(server))
 

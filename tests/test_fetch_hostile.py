@@ -12,7 +12,9 @@ from streamsink.errors import FetchError, UsageError
 from streamsink.registry import fetch, files, transfer
 from streamsink.registry.entries import Entry
 from streamsink.registry.sources import HfSource, UrlSource
-from tests.pulls import BODY, RawServer, left, without_settings
+from tests.pulls import BODY, RawServer, left
+
+pytestmark = pytest.mark.usefixtures("bare_home")
 
 OK = b"HTTP/1.1 200 OK\r\n"
 
@@ -23,13 +25,6 @@ def server() -> Iterator[RawServer]:
         threading.Thread(target=raw.serve_forever, args=(0.02,), daemon=True).start()
         yield raw
         raw.shutdown()
-
-
-@pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    without_settings(monkeypatch)
-    monkeypatch.setenv("STREAMSINK_HOME", str(tmp_path))
-    return tmp_path
 
 
 def refused(entry: Entry) -> str:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
-from pathlib import Path
 from urllib.request import Request
 
 import pytest
@@ -13,20 +11,9 @@ from streamsink.errors import FetchError, UsageError
 from streamsink.registry import fetch, web
 from streamsink.registry.entries import Entry
 from streamsink.registry.sources import HfSource, UrlSource
-from tests.pulls import BODY, FileServer, entry_at, left, sha256, without_settings
+from tests.pulls import BODY, FileServer, entry_at, left, sha256
 
-
-@pytest.fixture
-def server() -> Iterator[FileServer]:
-    with FileServer() as serving:
-        yield serving
-
-
-@pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    without_settings(monkeypatch)
-    monkeypatch.setenv("STREAMSINK_HOME", str(tmp_path))
-    return tmp_path
+pytestmark = pytest.mark.usefixtures("bare_home")
 
 
 def test_the_hub_is_asked_at_hf_endpoint_with_the_token(

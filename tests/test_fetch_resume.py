@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,25 +16,14 @@ from streamsink.errors import FetchError
 from streamsink.registry import download, fetch, files
 from streamsink.registry.entries import Entry
 from streamsink.registry.sources import UrlSource
-from tests.pulls import BODY, FileServer, entry_at, left, sha256, without_settings
+from tests.pulls import BODY, FileServer, entry_at, left, sha256
+
+pytestmark = pytest.mark.usefixtures("bare_home")
 
 ROOT = Path(__file__).resolve().parents[1]
 OTHER = b"GGUF" + random.Random(2).randbytes(2_000_000)
 PARTIAL = [os.path.join("m", "m.gguf.part"), os.path.join("m", "m.gguf.part.json")]
 WHOLE = [os.path.join("m", "m.gguf")]
-
-
-@pytest.fixture
-def server() -> Iterator[FileServer]:
-    with FileServer() as serving:
-        yield serving
-
-
-@pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    without_settings(monkeypatch)
-    monkeypatch.setenv("STREAMSINK_HOME", str(tmp_path))
-    return tmp_path
 
 
 def leave_a_part(server: FileServer, entry: Entry, size: int = 1_000_000) -> None:

