@@ -5,9 +5,10 @@ With the note the next pull can prove that it goes on with the same file.
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from streamsink.registry.headers import is_validator
 
@@ -39,15 +40,15 @@ def length(part: Path) -> int:
 def read_note(part: Path) -> Note | None:
     """Return the note about a part; None if there is none, or somebody has spoilt it."""
     try:
-        note = Note(**json.loads(_note_of(part).read_text("utf-8")))
-    except (FileNotFoundError, ValueError, TypeError, RecursionError):
+        note = msgspec.json.decode(_note_of(part).read_bytes(), type=Note)
+    except (FileNotFoundError, msgspec.MsgspecError, ValueError, RecursionError):
         return None
     return note if is_validator(note.validator) else None
 
 
 def write_note(part: Path, note: Note) -> None:
     """Write down what a part is a part of."""
-    _note_of(part).write_text(json.dumps(asdict(note)), "utf-8")
+    _note_of(part).write_bytes(msgspec.json.encode(note))
 
 
 def forget_note(part: Path) -> None:
