@@ -17,7 +17,7 @@ from streamsink.engine.stream import Stream
 from streamsink.gguf.header import read_header
 from streamsink.gguf.preflight import tried
 from streamsink.gguf.settings import CacheSettings
-from streamsink.registry import resolve
+from streamsink.registry.files import resolve
 from streamsink.system.closing import Closing
 
 if TYPE_CHECKING:

@@ -14,6 +14,7 @@ from streamsink.chat.template import ChatTemplate
 from streamsink.core.policy import SinkPolicy
 from streamsink.llama.weights import Weights
 from streamsink.model import Model
+from tests.pulls import FileServer, without_settings
 from tests.tiny_gguf import TinyModel
 
 
@@ -51,6 +52,23 @@ Run: TypeAlias = Callable[..., subprocess.CompletedProcess[str]]
 def home(tmp_path: Path) -> Path:
     """Where the command line keeps what it keeps."""
     return tmp_path / "home"
+
+
+@pytest.fixture
+def bare_home(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty home, seen from an empty folder, without settings of the machine; none waits."""
+    without_settings(monkeypatch)
+    home.mkdir()
+    monkeypatch.setenv("STREAMSINK_HOME", str(home))
+    monkeypatch.chdir(tmp_path)
+    return home
+
+
+@pytest.fixture
+def server() -> Iterator[FileServer]:
+    """A web server with one file."""
+    with FileServer() as serving:
+        yield serving
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 
-from streamsink.system.child import Answer, serve
+from streamsink.system.serve import Answer, serve
 
 
 def answer(request: Answer) -> Answer:

@@ -16,7 +16,8 @@ import psutil
 import pytest
 
 from streamsink.errors import UsageError
-from streamsink.system.child import Answer, Child, Died, ask, serve
+from streamsink.system.child import Child, Died, ask
+from streamsink.system.serve import Answer, serve
 
 HERE = "tests.test_child"
 

@@ -16,7 +16,7 @@ import pyte
 import pytest
 
 from streamsink.errors import UsageError
-from streamsink.registry import resolve
+from streamsink.registry.files import resolve
 
 STREAMSINK = [sys.executable, "-c", "from streamsink.cli.main import main; main()"]
 

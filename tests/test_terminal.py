@@ -25,8 +25,8 @@ from streamsink import SinkPolicy
 from streamsink.cli import terminal
 from streamsink.core.snapshot import Conversation, Turn
 from streamsink.model import Model
-from streamsink.registry import UrlSource
-from tests.test_fetch_hostile import RawServer
+from streamsink.registry.sources import UrlSource
+from tests.pulls import RawServer
 
 EVIL = (
     "\x1b]0;title\x07\x1b[2J\x1b[31m\x9b31m\x90q\x9c\x08\x7f\u202egpj.exe\u202c\u2066x\u2069\u200e"

@@ -17,7 +17,7 @@ from streamsink import Model, Sampling, SinkPolicy
 from streamsink.errors import StreamsinkError
 from streamsink.llama import preflight_child as trial
 from streamsink.llama.weights import Weights
-from streamsink.system.child import limit
+from streamsink.system.serve import limit
 
 SECONDS = 30
 FINE, REFUSED, RAISED = 0, 10, 11

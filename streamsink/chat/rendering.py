@@ -18,7 +18,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from streamsink.errors import ModelError
-from streamsink.system.child import Answer, serve
+from streamsink.system.serve import Answer, serve
 
 MOST_REASON = 400
 """Characters of what a template says when it refuses."""

@@ -28,7 +28,7 @@ from streamsink.core import policy as policies
 from streamsink.core.policy import LARGEST
 from streamsink.errors import UsageError
 from streamsink.gguf.advice import warnings
-from streamsink.registry import DEFAULT_MODEL
+from streamsink.registry.catalog import DEFAULT_MODEL
 from streamsink.system.reading import stdin
 
 if TYPE_CHECKING:

@@ -22,7 +22,8 @@ from streamsink.cli.options import (
     SamplingOptions,
 )
 from streamsink.errors import UsageError
-from streamsink.system.reading import given, read_whole, separator_of
+from streamsink.system.reading import given, read_whole
+from streamsink.system.turns import separator_of
 
 if TYPE_CHECKING:
     from streamsink.chat.template import ChatTemplate

@@ -14,7 +14,8 @@ from streamsink.cli.keeping import Keeping
 from streamsink.cli.options import discard_of, keep_of
 from streamsink.errors import StreamsinkError, UsageError
 from streamsink.session import shelf
-from streamsink.system.reading import turns, typed
+from streamsink.system.reading import typed
+from streamsink.system.turns import turns
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -125,7 +126,7 @@ class Conversation:
         from prompt_toolkit.history import FileHistory
         from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 
-        from streamsink.registry import models_dir
+        from streamsink.system.folders import data_dir
 
         keys = KeyBindings()
 
@@ -133,7 +134,7 @@ class Conversation:
         def _(event: KeyPressEvent) -> None:
             event.current_buffer.insert_text("\n")
 
-        history = models_dir().parent / "history"
+        history = data_dir() / "history"
         history.parent.mkdir(parents=True, exist_ok=True)
         history.touch(mode=0o600)
         prompt: PromptSession[str] = PromptSession(

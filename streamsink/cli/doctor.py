@@ -15,7 +15,7 @@ from streamsink.cli.options import EngineOptions, ModelName
 from streamsink.cli.table import show
 from streamsink.errors import StreamsinkError, UsageError
 from streamsink.gguf.advice import warnings
-from streamsink.registry import resolve
+from streamsink.registry.files import resolve
 from streamsink.system.child import SURVEYOR, Child
 from streamsink.system.memory import available_bytes, gib
 

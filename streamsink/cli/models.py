@@ -8,11 +8,13 @@ from typing import Annotated, Any
 
 import typer
 
-from streamsink import registry
 from streamsink.cli import progress, terminal
 from streamsink.cli.table import show
 from streamsink.errors import UsageError
-from streamsink.registry import Entry
+from streamsink.registry.catalog import DEFAULT_MODEL, entry_named, load_registry, user_registry
+from streamsink.registry.entries import Entry
+from streamsink.registry.files import is_here, kept_bytes, location, resolve
+from streamsink.registry.sources import HfSource, PathSource, PypiSource, Source, UrlSource
 
 app = typer.Typer(help="Models by name: which there are, which are here, and how to get them.")
 
@@ -31,7 +33,7 @@ def list_models(
     as_json: Annotated[bool, typer.Option("--json", help="All that is known, as JSON.")] = False,
 ) -> None:
     """List the models that have a name: a table in a terminal, else lines of tabs."""
-    known = registry.load_registry()
+    known = load_registry()
     if as_json:
         terminal.say_json([_record(entry) for entry in known.values()])
     else:
@@ -42,14 +44,14 @@ def list_models(
 
 @app.command()
 def pull(
-    name: Name = registry.DEFAULT_MODEL,
+    name: Name = DEFAULT_MODEL,
     force: Annotated[bool, typer.Option("--force", help="Even if it is here.")] = False,
 ) -> None:
     """Bring a model here and print its path; an interrupted pull is gone on with."""
-    entry = registry.entry_named(name)
-    if registry.is_here(entry) and not force:
+    entry = entry_named(name)
+    if is_here(entry) and not force:
         terminal.note(f"{entry.name} is already here")
-        path = registry.location(entry)
+        path = location(entry)
     else:
         size = f" ({_bytes(entry.size)})" if entry.size else ""
         terminal.note(f"pulling {entry.name}{size} from {entry.source}")
@@ -60,7 +62,7 @@ def pull(
 @app.command()
 def path(name: Annotated[str, typer.Argument(metavar="NAME|PATH")] = "") -> None:
     """Print the path of a model's file, and nothing else."""
-    terminal.path(registry.resolve(name))
+    terminal.path(resolve(name))
 
 
 @app.command()
@@ -92,22 +94,24 @@ def add(
     force: Annotated[bool, typer.Option("--force", help="Replace a model of that name.")] = False,
 ) -> None:
     """Give a model a name in your own registry; takes one of --hf, --pypi, --url and --path."""
-    sources: list[registry.Source] = []
+    from streamsink.registry.edit import add as add_to_registry
+
+    sources: list[Source] = []
     if hf:
-        sources.append(registry.HfSource(*hf, revision))
+        sources.append(HfSource(*hf, revision))
     if pypi:
-        sources.append(registry.PypiSource(*pypi))
+        sources.append(PypiSource(*pypi))
     if url is not None:
-        sources.append(registry.UrlSource(url))
+        sources.append(UrlSource(url))
     if file is not None:
-        sources.append(registry.PathSource(file))
+        sources.append(PathSource(file))
     if len(sources) != 1:
         raise UsageError(
             f"models add takes exactly one of --hf, --pypi, --url and --path, not {len(sources)}"
         )
     if revision != "main" and not hf:
         raise UsageError("--revision belongs to --hf: leave it out")
-    entry = registry.add(
+    entry = add_to_registry(
         name,
         sources[0],
         size=size,
@@ -118,8 +122,8 @@ def add(
         chat=chat,
         force=force,
     )
-    then = "" if registry.is_here(entry) else f"; `streamsink models pull {name}` brings it here"
-    terminal.say(f"{name} is in {registry.user_registry()}{then}")
+    then = "" if is_here(entry) else f"; `streamsink models pull {name}` brings it here"
+    terminal.say(f"{name} is in {user_registry()}{then}")
 
 
 @app.command()
@@ -131,33 +135,37 @@ def rm(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
     """Delete a model's pulled file, and what an interrupted pull left of it."""
-    entry = registry.entry_named(name)
-    folder = registry.location(entry).parent
-    deletes = not isinstance(entry.source, registry.PathSource) and folder.is_dir()
+    from streamsink.registry import edit, fetch
+
+    entry = entry_named(name)
+    folder = location(entry).parent
+    deletes = not isinstance(entry.source, PathSource) and folder.is_dir()
     if deletes or not forget:
         if not yes:
             terminal.confirm(f"delete {folder}?")
-        registry.remove(entry)
+        fetch.remove(entry)
     if forget:
-        registry.forget(name)
+        edit.forget(name)
 
 
 def _pull(entry: Entry, force: bool) -> Path:
+    from streamsink.registry import fetch
+
     bar = progress.Transfer(entry.name)
     try:
         with bar:
-            return registry.pull(entry, bar.goes_on, force=force)
+            return fetch.pull(entry, bar.goes_on, force=force)
     except KeyboardInterrupt:
-        kept = registry.kept_bytes(entry)
+        kept = kept_bytes(entry)
         said = f"{_bytes(kept)} are kept, pull again to go on" if kept else "nothing is kept"
         terminal.note(f"interrupted: {said}")
         raise typer.Exit(130) from None
 
 
 def _state(entry: Entry) -> str:
-    if registry.is_here(entry):
+    if is_here(entry):
         return "yes"
-    return "partly" if registry.kept_bytes(entry) else "no"
+    return "partly" if kept_bytes(entry) else "no"
 
 
 def _row(entry: Entry, source: str) -> list[str]:
@@ -168,11 +176,11 @@ def _row(entry: Entry, source: str) -> list[str]:
 def _record(entry: Entry) -> dict[str, Any]:
     return {
         "name": entry.name,
-        "default": entry.name == registry.DEFAULT_MODEL,
+        "default": entry.name == DEFAULT_MODEL,
         "own": entry.own,
-        "here": registry.is_here(entry),
-        "kept_bytes": registry.kept_bytes(entry),
-        "path": str(registry.location(entry)),
+        "here": is_here(entry),
+        "kept_bytes": kept_bytes(entry),
+        "path": str(location(entry)),
         "source": str(entry.source),
         "size": entry.size,
         "sha256": entry.sha256,

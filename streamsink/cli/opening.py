@@ -17,7 +17,7 @@ from streamsink.cli.options import CacheOptions, EngineOptions, LogOptions, usua
 from streamsink.core.policy import SinkPolicy
 from streamsink.errors import UsageError
 from streamsink.gguf.advice import warnings
-from streamsink.registry import entry_for, resolve
+from streamsink.registry.files import entry_for, resolve
 
 if TYPE_CHECKING:
     from streamsink.core.events import Event

@@ -14,7 +14,9 @@ from streamsink.core.policy import SinkPolicy
 from streamsink.core.sampling import Sampling
 from streamsink.errors import UsageError
 from streamsink.gguf.settings import CacheSettings
-from streamsink.registry import Entry, entry_for, load_registry
+from streamsink.registry.catalog import load_registry
+from streamsink.registry.entries import Entry
+from streamsink.registry.files import entry_for
 from streamsink.system.reading import read_whole
 
 N_CTX = 2048

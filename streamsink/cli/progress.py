@@ -76,7 +76,7 @@ class Transfer(_Shown):
         self._row: TaskID | None = None
 
     def goes_on(self, done: int, total: int | None) -> None:
-        """Move the bar; see `streamsink.registry.Progress`."""
+        """Move the bar; see `streamsink.registry.transfer.Progress`."""
         if self._row is None:  # begun here, so that what an earlier pull left is no speed
             self._row = self._bar.add_task(self._name, total=total, completed=done)
         self._bar.update(self._row, completed=done, total=total)

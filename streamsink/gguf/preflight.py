@@ -10,15 +10,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import sys
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 from streamsink.errors import ModelError
 from streamsink.gguf.header import Header
-from streamsink.registry.paths import data_dir
 from streamsink.system import child
+from streamsink.system.folders import data_dir
 
 SECONDS = 60.0
 BYTES_PER_SECOND = 50e6
@@ -105,4 +104,4 @@ def _read(mark: Path) -> Measured | None:
 def _mark(header: Header) -> Path:
     """Where it is written down that a file with this header survived this llama.cpp."""
     name = f"{header.digest}-{version('llama-cpp-python')}.json"
-    return data_dir(os.environ, sys.platform) / "tried" / name
+    return data_dir() / "tried" / name

@@ -21,7 +21,7 @@ from streamsink.llama import gbnf
 from streamsink.llama.grammar import Grammar
 from streamsink.llama.library import hearing
 from streamsink.llama.tokenizer import NativeTokenizer
-from streamsink.system.child import Answer, serve
+from streamsink.system.serve import Answer, serve
 
 T = TypeVar("T")
 

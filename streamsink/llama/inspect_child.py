@@ -26,7 +26,7 @@ from streamsink.llama.library import hearing
 from streamsink.llama.params import context_params, model_params
 from streamsink.llama.read_traits import TOLD, read_traits
 from streamsink.llama.tokenizer import NativeTokenizer
-from streamsink.system.child import Answer, limit, serve
+from streamsink.system.serve import Answer, limit, serve
 
 # llama-kv-cache.cpp, llama-memory-recurrent.cpp: the size of a cache; llama-context.cpp: what is
 # computed in. A buffer that was not allocated says 0.

@@ -16,7 +16,7 @@ from streamsink.gguf.preflight import FAR, Measured
 from streamsink.gguf.settings import CacheSettings
 from streamsink.llama.context import NativeContext
 from streamsink.llama.weights import Weights
-from streamsink.system.child import Answer, serve
+from streamsink.system.serve import Answer, serve
 
 TEXT = "The white whale swam on. 鯨 🐋 <|im_start|>user\n"
 N_TOKENS = 12

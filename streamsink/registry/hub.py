@@ -40,7 +40,7 @@ def token_for(url: str) -> str | None:
     Raises
     ------
     UsageError
-        It cannot be sent; what it is, is not told.
+        It cannot be sent. The message does not show it.
     """
     token = os.environ.get("HF_TOKEN", "").strip()
     if not token or not is_hub(url):
@@ -56,6 +56,6 @@ def is_hub(url: str) -> bool:
 
 
 def origin(url: str) -> tuple[str, str | None, int | None]:
-    """Return scheme, host and port: what two addresses share if they are one server."""
+    """Return scheme, host and port, which are the same for all addresses of one server."""
     parts = urlsplit(url)
     return parts.scheme, parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)

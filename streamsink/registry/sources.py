@@ -1,4 +1,4 @@
-"""Where a model's file comes from: four kinds of source."""
+"""Where a model's file comes from: the Hub, a package index, a web server, or the user's disk."""
 
 from __future__ import annotations
 

@@ -46,8 +46,8 @@ class Table:
     ----------
     name : str
         The table's name.
-    values : Mapping[str, Any]
-        What it states; anything else where something stands outside a table.
+    values : Any
+        What it states, a mapping; or a single value that stands outside a table, a mistake.
     where : str
         File and line, for messages.
     own : bool
@@ -80,7 +80,7 @@ def read_tables(text: str, origin: str, *, own: bool = False) -> dict[str, Table
     try:
         document = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError, ValueError) as error:
-        # ValueError: a number of more digits than Python reads.
+        # A number of more digits than Python reads is a ValueError.
         raise UsageError(f"{origin} is not valid TOML: {error}; mend or remove that file") from None
     return {
         name: Table(name, values, f"{origin}, line {_line_of(text, name)}", own)
@@ -91,8 +91,8 @@ def read_tables(text: str, origin: str, *, own: bool = False) -> dict[str, Table
 def merge(builtin: Mapping[str, Table], user: Mapping[str, Table]) -> dict[str, Table]:
     """Lay the user's tables over the built-in ones.
 
-    A table that names a source stands alone, since the size and checksum of another file would
-    be wrong for it; one that names none changes only what it states.
+    A user's table without a source changes only what it states. One with a source replaces the
+    built-in table, whose size and checksum are those of another file.
     """
     merged = dict(builtin)
     for name, table in user.items():
@@ -105,7 +105,7 @@ def merge(builtin: Mapping[str, Table], user: Mapping[str, Table]) -> dict[str, 
 
 
 def parse_entry(table: Table) -> Entry:
-    """Turn one table into an entry.
+    """Check one table and make an entry of it.
 
     Raises
     ------
@@ -145,7 +145,7 @@ def parse_entry(table: Table) -> Entry:
 
 
 def check_name(name: str, where: str) -> None:
-    """Refuse what cannot name a model.
+    """Refuse a name that no model can have.
 
     Raises
     ------
@@ -160,7 +160,7 @@ def check_name(name: str, where: str) -> None:
 
 
 def _line_of(text: str, name: str) -> int:
-    """Return the line on which the table or key ``name`` begins; 1 where it is spelt unusually."""
+    """Return the line on which the table or key ``name`` begins; 1 if its spelling is unusual."""
     spelt = rf"""["']?{re.escape(name)}["']?"""
     found = re.search(rf"^[ \t]*(?:\[[ \t]*{spelt}[ \t]*[].]|{spelt}[ \t]*[.=])", text, re.M)
     return text.count("\n", 0, found.start()) + 1 if found else 1

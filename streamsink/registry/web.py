@@ -3,29 +3,21 @@
 from __future__ import annotations
 
 import http.client
-import re
 import ssl
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
-from email.message import Message
 from typing import IO, Any
 
 from streamsink.errors import FetchError
-from streamsink.registry import hub
+from streamsink.registry import headers, hub
 from streamsink.registry.sources import shown
 
 TIMEOUT = 30.0
 """Seconds to wait for a connection, and for each piece of the answer."""
 
 _PASSING = (408, 425, 429, 500, 502, 503, 504)
-_COUNT = re.compile(r"[0-9]{1,18}")
-"""What a server may say of a number of bytes or seconds; what is longer fits no disk."""
-_RANGE = re.compile(rf"bytes (?:({_COUNT.pattern})-({_COUNT.pattern})|\*)/({_COUNT.pattern}|\*)")
-_VALIDATOR = re.compile(r"[!-~](?:[ -~]{0,254}[!-~])?")
-_LONGEST_WAIT = 30.0
-_LONGEST_REASON = 200
-"""Letters of a server's own words that are passed on."""
+"""Statuses after which the same request may succeed."""
 
 
 class Interrupted(Exception):
@@ -43,7 +35,7 @@ class Answer:
     Attributes
     ----------
     start : int
-        The byte of the file at which the body begins; -1 where the server keeps that to itself.
+        The byte of the file at which the body begins; -1 where the server does not say.
     total : int or None
         The whole file's bytes, where the server says.
     validator : str or None
@@ -107,12 +99,15 @@ def ask(url: str, start: int, validator: str | None) -> Answer:
     except urllib.error.URLError as error:
         raise _no_connection(error.reason, url) from error
     except (http.client.InvalidURL, ValueError) as error:
-        raise FetchError(f"{shown(url)} is not an address: {_words(str(error))}") from None
+        raise FetchError(f"{shown(url)} is not an address: {headers.words(str(error))}") from None
     except (OSError, http.client.HTTPException) as error:
         raise Interrupted(_reason(error)) from error
-    if hub.is_hub(response.url):
-        redirects.note(response.headers)
-    return _answer(response, start, redirects.announced)
+    redirects.note(response.url, response.headers)
+    try:
+        return _answer(response, start, redirects.announced)
+    except FetchError as error:
+        response.close()
+        raise FetchError(f"{shown(response.url)}: {error}") from None
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
@@ -121,11 +116,10 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
     def __init__(self) -> None:
         self.announced: str | None = None
 
-    def note(self, headers: Message) -> None:
+    def note(self, url: str, said: Any) -> None:
         """Keep the checksum that the Hub states on the way to its storage."""
-        etag = headers.get("X-Linked-Etag", "").strip('"').lower()
-        if re.fullmatch(r"[0-9a-f]{64}", etag):
-            self.announced = etag
+        if hub.is_hub(url):
+            self.announced = headers.linked_sha256(said) or self.announced
 
     def redirect_request(
         self,
@@ -143,8 +137,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
                 f"{shown(req.full_url)} redirects to {after[0]}://, which is not followed from "
                 f"{before[0]}://"
             )
-        if hub.is_hub(req.full_url):
-            self.note(headers)
+        self.note(req.full_url, headers)
         kept = dict(req.headers)
         # A proxy's password is put back by the proxy handler where it belongs.
         kept.pop("Proxy-authorization", None)
@@ -159,89 +152,39 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 
 def _request(url: str, start: int, validator: str | None) -> urllib.request.Request:
     # Without this a server may compress, and bytes on the wire would not be bytes of the file.
-    headers = {"User-Agent": "streamsink", "Accept-Encoding": "identity"}
+    said = {"User-Agent": "streamsink", "Accept-Encoding": "identity"}
     if start:
-        headers["Range"] = f"bytes={start}-"
+        said["Range"] = f"bytes={start}-"
         if validator:
-            headers["If-Range"] = validator
+            said["If-Range"] = validator
     if token := hub.token_for(url):
-        headers["Authorization"] = f"Bearer {token}"
-    return urllib.request.Request(url, headers=headers)
+        said["Authorization"] = f"Bearer {token}"
+    return urllib.request.Request(url, headers=said)
 
 
 def _answer(response: Any, start: int, announced: str | None) -> Answer:
-    headers = response.headers
-    if headers.get("Content-Encoding", "identity") != "identity":
-        response.close()
-        raise FetchError(f"{shown(response.url)} is sent compressed, though that was not asked for")
-    try:
-        if response.status == 206:
-            begin, total = _range(headers)
-        else:
-            begin, total = 0, _length(headers)
-    except FetchError as error:
-        response.close()
-        raise FetchError(f"{shown(response.url)}: {error}") from None
-    return Answer(begin, total, _validator(headers), announced, response)
+    said = response.headers
+    if said.get("Content-Encoding", "identity") != "identity":
+        raise FetchError("it is sent compressed, though that was not asked for")
+    if response.status == 206:
+        begin, total = headers.content_range(said)
+    else:
+        begin, total = 0, headers.length(said)
+    return Answer(begin, total, headers.validator(said), announced, response)
 
 
 def _beyond_the_end(error: urllib.error.HTTPError, start: int, announced: str | None) -> Answer:
     """Read a 416: either the part is the whole file already, or it is not of this file."""
-    _, total = _range(error.headers)
+    _, total = headers.content_range(error.headers)
     if total == start:
-        return Answer(start, total, _validator(error.headers), announced)
+        return Answer(start, total, headers.validator(error.headers), announced)
     return Answer(0, total, None, announced)
 
 
-def _length(headers: Message) -> int | None:
-    """The bytes of a body, where the server says; several answers are no answer (RFC 9112, 6.3)."""
-    if "chunked" in headers.get("Transfer-Encoding", "").lower():
-        return None  # which has the say
-    stated = {
-        length.strip()
-        for line in headers.get_all("Content-Length", ())
-        for length in line.split(",")
-    }
-    if not stated:
-        return None
-    if len(stated) > 1 or not all(map(_COUNT.fullmatch, stated)):
-        raise FetchError(
-            f"the server states a Content-Length of {_words(' and '.join(sorted(stated)))!r}, "
-            "which is no number of bytes"
-        )
-    return int(stated.pop())
-
-
-def _range(headers: Message) -> tuple[int, int | None]:
-    """Begin and length of the whole of what is sent in part; -1 where that cannot be read."""
-    stated = set(headers.get_all("Content-Range", ()))
-    found = _RANGE.fullmatch(stated.pop().strip()) if len(stated) == 1 else None
-    if not found:
-        return -1, None
-    begin, end, total = (int(part) if part and part != "*" else None for part in found.groups())
-    if begin is None or end is None:
-        return -1, total
-    return (begin, total) if begin <= end and (total is None or end < total) else (-1, None)
-
-
-def _validator(headers: Message) -> str | None:
-    etag = headers.get("ETag")
-    if etag and not etag.startswith("W/") and is_validator(etag):  # If-Range takes strong ones only
-        return str(etag)
-    modified = headers.get("Last-Modified")
-    return modified if is_validator(modified) else None
-
-
-def is_validator(text: object) -> bool:
-    """Whether a text can be sent back as ``If-Range``; None says that there is none."""
-    return text is None or (isinstance(text, str) and _VALIDATOR.fullmatch(text) is not None)
-
-
 def _refusal(error: urllib.error.HTTPError, url: str) -> Exception:
-    said = f"{shown(url)}: HTTP {error.code} {_words(str(error.reason))}".rstrip()
+    said = f"{shown(url)}: HTTP {error.code} {headers.words(str(error.reason))}".rstrip()
     if error.code in _PASSING:
-        wait = _COUNT.fullmatch(error.headers.get("Retry-After", ""))
-        return Interrupted(said, min(float(wait[0]), _LONGEST_WAIT) if wait else 0.0)
+        return Interrupted(said, headers.retry_after(error.headers))
     if error.code in (401, 403) and hub.is_hub(url):
         return FetchError(
             f"{said}; the repository is gated, private or not there: accept its terms on its page "
@@ -264,14 +207,9 @@ def _no_connection(reason: Any, url: str) -> Exception:
 
 
 def _reason(error: Any) -> str:
-    """Say in a few words what broke."""
+    """Return in a few words what broke."""
     if isinstance(error, TimeoutError):
         return "nothing came for too long"
     if isinstance(error, OSError) and error.strerror:
         return str(error.strerror)
-    return _words(str(error)) or type(error).__name__
-
-
-def _words(text: str) -> str:
-    """Another's words on one line, and few of them."""
-    return " ".join(text.split())[:_LONGEST_REASON]
+    return headers.words(str(error)) or type(error).__name__

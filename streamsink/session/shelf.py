@@ -1,4 +1,4 @@
-"""Where sessions have names: one folder, and a lock for each."""
+"""Sessions by name, in one folder, each with a lock that keeps other processes from writing it."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from pathlib import Path
 
 from streamsink.errors import SessionError, UsageError
 from streamsink.gguf.fingerprint import Stamp
-from streamsink.registry import models_dir
 from streamsink.session.file import OWNER_ONLY, is_archive
 from streamsink.system.atomic import clear_away
+from streamsink.system.folders import data_dir
 from streamsink.system.lock import Lock
 from streamsink.system.regular import open_regular, require_replaceable
 
 SUFFIX = ".session"
 LONGEST = 200
-"""Bytes of a name. File systems have 255, of which drafts and locks take some."""
+"""Bytes of a name. File systems allow 255, of which the names of drafts and locks take some."""
 
 _RESERVED = re.compile(
     r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³])(\..*)?", re.IGNORECASE
 )
-# Names were these once; all else was a file in the current folder.
+# Once only these were names, and anything else was a file in the current folder.
 _ONCE_A_NAME = re.compile(r"[\w][\w -]*")
 
 
 @dataclass(frozen=True)
 class Kept:
-    """A session file that nobody else writes, until `release`. Made by `take`.
+    """A session file that no other process writes until `release`. Made by `take`.
 
     Attributes
     ----------
@@ -48,16 +48,18 @@ class Kept:
     _lock: Lock
 
     def is_at(self, path: Path) -> bool:
-        """Whether another path leads to this file too, by links or in another spelling."""
+        """Return whether another path leads to this file too, by links or in another spelling."""
         return self._lock.is_at(_lock_of(Path(os.path.realpath(path))))
 
     def renew(self) -> Kept:
-        """Itself; taken anew where its lock was lost, as with a folder that was moved away.
+        """Return itself, or take the file again if its lock file is gone.
+
+        That happens when the folder was moved, or somebody cleaned up.
 
         Raises
         ------
         SessionError
-            Somebody else has taken it meanwhile, or its folder is not there any more.
+            Another process has taken the file meanwhile, or its folder is gone.
         """
         if self._lock.is_at(self._lock.path):
             return self
@@ -65,11 +67,17 @@ class Kept:
         return take(self.path)
 
     def stamp(self) -> Stamp | None:
-        """What is there now: another stamp means that somebody has written it; None, no file."""
+        """Return what is there now. Another stamp than before means that somebody has written it.
+
+        Returns
+        -------
+        Stamp or None
+            None if there is no file.
+        """
         return _stamp(self.path)
 
     def set_aside(self) -> Path | None:
-        """Keep what is in the file under a name of its own, before something else is written.
+        """Keep what is in the file under another name, ``NAME-1`` and so on, before it is replaced.
 
         Returns
         -------
@@ -98,26 +106,26 @@ class Kept:
         return None
 
     def release(self) -> None:
-        """Let others have it. Twice is fine."""
-        self._lock.release()
+        """Let other processes write it. Twice is fine."""
+        self._lock.close()
 
 
 def folder() -> Path:
-    """The folder of sessions that were given a name."""
-    return models_dir().parent / "sessions"
+    """Return the folder of sessions that have a name."""
+    return data_dir() / "sessions"
 
 
 def locate(name: str) -> Path:
-    """The file that a name stands for.
+    """Return the file that a name stands for.
 
-    A word is a name, dots and spaces included, and its file is in `folder`. What has a folder, as
-    in ``./talk``, begins with ``~`` or ends in ``.session`` is a file.
+    What contains a folder, as in ``./talk``, begins with ``~`` or ends in ``.session`` is a path.
+    Anything else is a name, dots and spaces included, and its file is in `folder`.
 
     Raises
     ------
     UsageError
-        No file can be called so; or a session was saved under this name in the current folder, as
-        names with dots once were.
+        No file can have this name; or it has a dot, and there is a session of this name in the
+        current folder, where such names once led.
     """
     if not name.strip():
         raise UsageError("a session needs a name, or a file")
@@ -142,13 +150,13 @@ def locate(name: str) -> Path:
 
 
 def name_of(path: Path) -> str:
-    """What to call a session file: its name in `folder`, or else its path."""
+    """Return what to call a session file: its name if it is in `folder`, else its path."""
     is_named = path.parent == Path(os.path.realpath(folder())) and path.name.endswith(SUFFIX)
     return path.name.removesuffix(SUFFIX) if is_named else str(path)
 
 
 def files() -> list[Path]:
-    """The sessions in `folder`, newest first."""
+    """Return the files of the sessions in `folder`, newest first."""
     times: dict[Path, float] = {}
     for file in folder().glob(f"*{SUFFIX}"):
         with contextlib.suppress(OSError):  # deleted meanwhile
@@ -158,15 +166,16 @@ def files() -> list[Path]:
 
 
 def take(path: Path) -> Kept:
-    """Keep a session file for this process, so that no two write one over the other.
+    """Reserve a session file for this process, so that no two processes overwrite each other's.
 
-    The lock is beside the file that the path leads to, so all paths to it have one lock. A hard
-    link is a file of its own from the first save on, and needs none.
+    The lock is beside the file to which the path leads, links followed, so that all paths to a file
+    share one lock. Hard links do not: a save replaces the file under one of its names, and from
+    then on they are two files.
 
     Raises
     ------
     SessionError
-        Somebody else holds it, its folder cannot be written, or it is no regular file.
+        Another process holds it, its folder cannot be written, or it is no regular file.
     """
     busy = SessionError(f"the session {path} is in use: end the other chat, or take a new name")
     try:
@@ -195,7 +204,7 @@ def _lock_of(target: Path) -> Path:
 
 
 def _unfit(name: str) -> str:
-    """Why files cannot be called so, here or on another system; empty if they can."""
+    """Return why no file can have this name, here or on another system; empty if one can."""
     if any(unicodedata.category(letter) in ("Cc", "Cf", "Cs", "Zl", "Zp") for letter in name):
         return "it holds control characters"
     if found := next((letter for letter in '<>:"\\|?*' if letter in name), None):
@@ -210,7 +219,7 @@ def _unfit(name: str) -> str:
 
 
 def _copy(source: Path, target: Path) -> None:
-    """Give a file a second name, or a copy where the file system has one name a file."""
+    """Give a file a second name, or copy it where the file system has no hard links."""
     try:
         os.link(source, target)
     except OSError as error:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
-import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,11 +14,11 @@ from streamsink.system.lock import claim
 from streamsink.system.regular import require_replaceable
 
 DRAFT = ".draft"
-"""How the name of an unfinished file ends; those of a process that was killed stay."""
+"""How the name of an unfinished file ends. One whose writer was killed stays behind."""
 
 
 def publish(part: Path, target: Path) -> None:
-    """Give a finished file its name, such that a power cut leaves the old state or the new one."""
+    """Give a finished file its name; a power cut leaves either the old file or the new one."""
     with part.open("rb+") as file:
         os.fsync(file.fileno())
     require_replaceable(target)
@@ -27,7 +27,7 @@ def publish(part: Path, target: Path) -> None:
 
 
 @contextlib.contextmanager
-def replacing(path: Path, mode: int = 0o644) -> Iterator[BinaryIO]:
+def replacing(path: Path, mode: int = 0o777) -> Iterator[BinaryIO]:
     """Replace a file by what is written in the ``with`` block; a link is followed.
 
     Parameters
@@ -35,25 +35,25 @@ def replacing(path: Path, mode: int = 0o644) -> Iterator[BinaryIO]:
     path : Path
         The file; its folder is made if it is not there.
     mode : int
-        Permissions, from the first byte on; a file that is there keeps stricter ones.
+        The most permissions that it may have. Within them a file that is replaced keeps its own,
+        and a new one has ``0o644``. Until it is finished only its owner can read it.
 
     Raises
     ------
     OSError
-        The file cannot be written, or something else than a file is there; it is as it was.
+        The file cannot be written, or what is there is no regular file; it stays as it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     target = Path(os.path.realpath(path))
     require_replaceable(target)
-    # Made by mkstemp for nobody but the owner.
     descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=DRAFT)
     draft = Path(name)
     try:
         with open(descriptor, "wb") as file, _alive(descriptor):
             yield file
             file.close()
-            kept = target.stat().st_mode & 0o777 if target.exists() else mode
-            draft.chmod(kept if mode == 0o644 else kept & mode)
+            found = target.stat().st_mode if target.exists() else 0o644
+            draft.chmod(found & mode)
             publish(draft, target)
     finally:
         draft.unlink(missing_ok=True)
@@ -66,22 +66,25 @@ def write_text(path: Path, text: str) -> None:
 
 
 def clear_away(target: Path) -> None:
-    """Remove the drafts of a file whose writers were killed; one under way is left alone."""
-    for draft in target.parent.glob(f".{_literal(target.name)}.????????{DRAFT}"):
+    """Remove the drafts of a file whose writers were killed, and none that is being written."""
+    for draft in target.parent.glob(f".{glob.escape(target.name)}.????????{DRAFT}"):
         with contextlib.suppress(OSError):
             if os.name == "posix":
                 with draft.open("rb") as file:
                     claim(file.fileno())
                     draft.unlink()
             else:
-                draft.unlink()  # refused there while it is open
+                draft.unlink()  # Windows refuses while it is open
 
 
 @contextlib.contextmanager
 def _alive(descriptor: int) -> Iterator[None]:
-    """Hold a lock on a draft for as long as somebody is at it, beyond the closing of its file."""
+    """Hold a lock on a draft while it is being written, as a sign of life to `clear_away`.
+
+    On a copy of the descriptor, for the draft is closed before it gets its name.
+    """
     if os.name != "posix":
-        yield  # elsewhere an open file cannot be removed, nor renamed
+        yield  # Windows removes no open file
         return
     other = os.dup(descriptor)
     try:
@@ -92,14 +95,9 @@ def _alive(descriptor: int) -> Iterator[None]:
         os.close(other)
 
 
-def _literal(name: str) -> str:
-    """A name as a pattern of itself alone."""
-    return re.sub(r"([*?[])", r"[\1]", name)
-
-
 def _sync_folder(folder: Path) -> None:
     if os.name != "posix":
-        return  # elsewhere a folder cannot be opened, and needs no sync
+        return  # Windows opens no folder, and needs no sync of one
     # Some network and FUSE file systems refuse this; the rename itself is done.
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)

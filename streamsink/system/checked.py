@@ -1,4 +1,4 @@
-"""Values of options: of the right type and in range, or refused by the option's name."""
+"""Values of options: of the right type and in range, or refused with the option's name."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MOST_SHOWN = 60
 def whole(
     option: str, value: object, least: int, most: int, possible: str = "a whole number"
 ) -> int:
-    """A whole number, NumPy's included; neither a bool nor a float.
+    """Return a value that is a whole number, NumPy's included; neither a bool nor a float.
 
     Parameters
     ----------
@@ -41,7 +41,7 @@ def whole(
 
 
 def real(option: str, value: object, least: float, most: float) -> float:
-    """A number, whole or not, NumPy's included; see `whole`."""
+    """Return a value that is a number, whole or not, NumPy's included; see `whole`."""
     number = math.nan
     if not isinstance(value, bool) and isinstance(value, numbers.Real):
         try:
@@ -54,24 +54,24 @@ def real(option: str, value: object, least: float, most: float) -> float:
 
 
 def truth(option: str, value: object) -> bool:
-    """True or False, and nothing that merely counts as one of them."""
+    """Return a value that is True or False itself; 0, 1 and the like are refused."""
     if not isinstance(value, bool):
         raise impossible(option, value, "True or False")
     return value
 
 
 def text(option: str, value: object) -> str:
-    """A string."""
+    """Return a value that is a string."""
     if not isinstance(value, str):
         raise impossible(option, value, "a text")
     return value
 
 
 def impossible(option: str, value: object, possible: str) -> UsageError:
-    """The error for a value that an option cannot have."""
+    """Return the error for a value that an option cannot have."""
     try:
         shown = repr(value)
-    except Exception:  # an int of more digits than Python prints, or whatever an object does
+    except Exception:  # an int of too many digits for Python, or an object whose repr fails
         shown = f"of type {type(value).__name__}"
     if len(shown) > MOST_SHOWN:
         shown = shown[: MOST_SHOWN - 1] + "…"

@@ -1,7 +1,8 @@
 """Work that may die: done in a process of its own, with limits of time and memory.
 
 llama.cpp answers a file that it did not expect with an abort as often as with an error, and a chat
-template out of a file is a program. A child's death is an answer.
+template out of a file is a program. That a child died is an answer too. `streamsink.system.serve`
+is the child's side.
 """
 
 from __future__ import annotations
@@ -20,38 +21,37 @@ import threading
 import time
 import weakref
 from _thread import start_new_thread
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, TypeAlias
+from typing import IO
 
 from streamsink import errors
 from streamsink.errors import StreamsinkError
 from streamsink.system.closing import Closing
+from streamsink.system.serve import Answer
 
-Answer: TypeAlias = dict[str, Any]
-
-# No debugger is called for a backtrace (ggml.c: ggml_print_backtrace), and threads that wait do not
-# keep a core: on a busy machine that makes seconds of milliseconds.
+# No debugger is called for a backtrace (ggml.c: ggml_print_backtrace), and threads that wait leave
+# their core to others: on a busy machine milliseconds would become seconds.
 QUIET = {"GGML_NO_BACKTRACE": "1", "OMP_WAIT_POLICY": "passive", "PYTHONUTF8": "1"}
 # A trial needs no GPU, and a GPU's runtime takes long to start and reserves address space.
 NO_GPU = {"CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": "", "GGML_VK_VISIBLE_DEVICES": ""}
 
-# As ``python -m`` does it, but that looks for modules in the current folder first, and would run
-# those of whoever filled it.
+# Runs a module like ``python -m``, which looks in the current folder first and so would run what
+# anyone has put there.
 ROOT = str(Path(__file__).resolve().parents[2])
 BEGIN = (
     "import sys; sys.path[0] = sys.argv.pop(1); import runpy; import importlib.util as util; "
-    # Of llama_cpp a child needs the bindings alone. What else the package imports on its own (chat
-    # formats, Jinja) takes half as long as all that a child imports.
+    # A child needs llama_cpp's bindings alone. What its __init__ imports besides (chat formats,
+    # Jinja) takes half as long as all that a child imports.
     "spec = util.find_spec('llama_cpp'); "
     "sys.modules.update({'llama_cpp': util.module_from_spec(spec)} if spec else {}); "
     "runpy.run_module(sys.argv.pop(1), run_name='__main__')"
 )
 SURVEYOR = "streamsink.llama.inspect_child"
-"""The module that `streamsink.gguf.inspection` asks; named here, to be begun before all else."""
+"""The module that `streamsink.gguf.inspection` asks. Named here, so that it can be started before
+that is imported."""
 
-# What an assertion says of where its source file lay when it was compiled.
+# The folders in a source file's path, as an assertion states it.
 _FOLDERS = re.compile(r"\S*[/\\](?=[\w.-]+:\d+:)")
 
 DYING_SECONDS = 10.0
@@ -65,8 +65,8 @@ class Died(Exception):
 class Child(Closing):
     """A process that answers requests, one after another, of any thread.
 
-    A process that did not answer, be it that it died or that the wait was interrupted, is ended:
-    what it says later is nobody's answer. The next request gets a new one.
+    When an answer does not come, the process is ended, whether it died or the wait for it was
+    interrupted: what it would say later is nobody's answer. The next request gets a new process.
 
     Parameters
     ----------
@@ -105,7 +105,8 @@ class Child(Closing):
         with self._lock:
             if self._is_closed():
                 raise Died("it was closed")
-            # Out of reach while it owes an answer: an interruption at any moment leaves it there.
+            # While it owes an answer the object does not hold it, so that an interruption at any
+            # moment leaves no process whose answer belongs to an earlier request.
             process, self._process = self._process, None
             if process is None or not process.lives:
                 process = self._begin()
@@ -159,17 +160,18 @@ class _Process:
         self._free = weakref.finalize(
             self, _end, os.getpid(), self._popen, self._said, self._requests
         )
-        # Written and read by a thread of its own: neither a child that does not read nor a signal
-        # in the midst of a line holds up or tears what is said.
+        # A thread of its own writes and reads: then a child that does not read holds nobody up, and
+        # a signal tears no line.
         start_new_thread(_converse, (self._popen, self._requests, self._answers))
 
     @classmethod
     def begun(cls, module: str, *, n_bytes: int | None, gpu: bool) -> _Process:
         """Begin one, or raise `Died`.
 
-        In a thread, where no signal is raised: amid it the process's number would be lost. One that
-        nobody waits for any more is ended like any other that is dropped. Nor is it a
-        `threading.Thread`, which holds locks while it starts.
+        In another thread, since Python raises signals in the main thread only: one that came while
+        the process starts would lose its number. If the wait for it is interrupted, the object is
+        dropped and the process ends with it. Not by `threading.Thread`, which holds locks while it
+        starts.
         """
         done: queue.SimpleQueue[_Process | Exception] = queue.SimpleQueue()
 
@@ -190,9 +192,9 @@ class _Process:
 
     @property
     def lives(self) -> bool:
-        """Whether it is there and owes nothing: its pipe is neither closed nor has it a word.
+        """Whether it runs and owes nothing: its pipe is open and empty.
 
-        `Popen.poll` takes a lock that an interruption would leave taken.
+        Not by `Popen.poll`, which takes a lock that an interruption would leave taken.
         """
         assert self._popen.stdout is not None
         pipe = select.poll()
@@ -212,7 +214,7 @@ class _Process:
     def _wait(self, seconds: float) -> bytes:
         end = time.monotonic() + seconds
         while (left := end - time.monotonic()) > 0:
-            # In slices: a signal that another thread received does not end a wait.
+            # In slices, since a signal that another thread received does not end a wait.
             with contextlib.suppress(queue.Empty):
                 return self._answers.get(timeout=min(left, SLICE_SECONDS))
         raise Died(f"no answer within {seconds:.0f} s")
@@ -253,52 +255,12 @@ def ask(
         return child.ask(request, seconds=seconds)
 
 
-def serve(answer: Callable[[Answer], Answer]) -> None:
-    """Be a child: read requests from stdin, a line each, and write the answers to stdout."""
-    limit(int(sys.argv[1]))
-    requests: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-    threading.Thread(target=_receive, args=(requests,), daemon=True).start()
-    with os.fdopen(os.dup(1), "w", encoding="utf-8") as out:
-        os.dup2(2, 1)  # what native code prints is no answer
-        while True:
-            try:
-                said = answer(json.loads(requests.get()))
-            except StreamsinkError as error:
-                said = {"error": [type(error).__name__, str(error)]}
-            out.write(json.dumps(said) + "\n")
-            out.flush()
-
-
-def _receive(requests: queue.SimpleQueue[bytes]) -> None:
-    """Take in lines; when the parent is gone, leave, whatever is being worked on."""
-    line = b""
-    while read := os.read(0, 2**16):  # not sys.stdin, whose lock would be held at an exit
-        *whole, line = (line + read).split(b"\n")
-        for request in whole:
-            requests.put(request)
-    os._exit(0)
-
-
-def limit(n_bytes: int) -> None:
-    """Let this process take no more memory of its own than that, and leave no core file.
-
-    0 is no limit. Mapped files do not count.
-    """
-    try:
-        import resource
-    except ImportError:  # Windows
-        return
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    if n_bytes and sys.platform == "linux":
-        resource.setrlimit(resource.RLIMIT_DATA, (n_bytes, n_bytes))
-
-
 def _converse(
     popen: subprocess.Popen[bytes],
     requests: queue.SimpleQueue[bytes | None],
     answers: queue.SimpleQueue[bytes],
 ) -> None:
-    """Hand on requests and what a child says to them, and an empty line when it is gone."""
+    """Pass requests on to a child and its answers back; an empty one says that it is gone."""
     assert popen.stdin is not None
     assert popen.stdout is not None
     with contextlib.suppress(OSError), popen.stdin as writes, popen.stdout as reads:
@@ -318,8 +280,8 @@ def _end(
     requests: queue.SimpleQueue[bytes | None],
 ) -> None:
     requests.put(None)
-    # A fork has a copy of the object, and no such child. Not by `Popen.kill` and `Popen.wait`: they
-    # take a lock that an interruption would leave taken.
+    # A fork has a copy of the object, but not the child. `Popen.kill` and `Popen.wait` would take a
+    # lock that an interruption leaves taken.
     if pid == os.getpid() and popen.returncode is None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(popen.pid, signal.SIGKILL)

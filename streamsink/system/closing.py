@@ -1,4 +1,4 @@
-"""What is used in a ``with`` statement and closed at its end."""
+"""What holds something until it is closed, at the latest by the end of a ``with`` statement."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Self = TypeVar("Self", bound="Closing")
 
 
 class Closing(ABC):
-    """Closed at the end of a ``with`` statement, whatever happens in it."""
+    """A base whose `close` is called at the end of a ``with`` statement."""
 
     @abstractmethod
     def close(self) -> None:

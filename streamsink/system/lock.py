@@ -1,8 +1,8 @@
 """One process at a time: a lock that the system drops when its holder dies.
 
 The lock is on a file of its own beside what it stands for, since that one is replaced at every
-save. It belongs to an open file, so it also keeps out other threads, and other opens, of the same
-process. Its file is removed at the end, which packages for locks leave to their callers.
+save. It belongs to an open file, so it also keeps out the other threads of this process. Its file
+is removed at the end; ``filelock`` leaves it behind (docs/libraries.md).
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ import contextlib
 import errno
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from streamsink.errors import StreamsinkError
+from streamsink.system.closing import Closing
 
 if sys.platform == "win32":
     import msvcrt
@@ -31,8 +31,8 @@ else:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-class Lock:
-    """A lock file that is held from the beginning, until `release`.
+class Lock(Closing):
+    """A lock file that is held from the beginning until `close`.
 
     Parameters
     ----------
@@ -54,33 +54,24 @@ class Lock:
         self._file = _acquire(path, busy)
 
     def is_at(self, path: Path) -> bool:
-        """Whether the lock file of this name is the one that is held."""
+        """Return whether the file at ``path`` is the one that is held."""
         return not self._file.closed and _is_still(self._file, path)
 
-    def release(self) -> None:
-        """Let go. Twice is fine."""
+    def close(self) -> None:
+        """Let others have it. Twice is fine."""
         if os.name == "posix":
             with contextlib.suppress(OSError):
                 if self.is_at(self.path):
-                    self.path.unlink()  # before the lock goes: nobody else can hold this file
+                    self.path.unlink()  # while it is held: afterwards it may be another's
             self._file.close()
         else:
             self._file.close()
-            with contextlib.suppress(OSError):  # somebody else has it open by now
+            with contextlib.suppress(OSError):  # another process has opened it by now
                 self.path.unlink(missing_ok=True)
 
 
-@contextlib.contextmanager
-def exclusive(path: Path, busy: StreamsinkError) -> Iterator[None]:
-    """Hold the lock file ``path`` for the length of a ``with`` block; see `Lock`."""
-    lock = Lock(path, busy)
-    try:
-        yield
-    finally:
-        lock.release()
-
-
 def _acquire(path: Path, busy: StreamsinkError) -> BinaryIO:
+    # Its last holder may remove the file after our open and before our claim: then try again.
     while True:
         file = path.open("ab")
         try:
@@ -95,7 +86,7 @@ def _acquire(path: Path, busy: StreamsinkError) -> BinaryIO:
         except BaseException:
             file.close()
             raise
-        file.close()  # its last holder removed it between our open and our claim: try again
+        file.close()
 
 
 def _is_still(file: BinaryIO, path: Path) -> bool:

@@ -1,8 +1,8 @@
-"""Text from outside: files, standard input, the command line. All of it is read here.
+"""Text from outside: files, standard input, the command line.
 
-Text is UTF-8 without NUL. A byte order mark at its beginning is none of it. What is no text is
-refused by its place where a file was named, for then it can be mended; a conversation that comes
-through a pipe goes on, with U+FFFD for what cannot be read.
+Text is UTF-8 without NUL; a byte order mark at its beginning does not belong to it. What is no text
+in a named file is refused with its place, so that it can be mended. What is no text from a keyboard
+or a pipe becomes U+FFFD, so that the conversation goes on.
 """
 
 from __future__ import annotations
@@ -20,26 +20,20 @@ OnError: TypeAlias = Literal["strict", "replace"]
 
 READ_BYTES = 2**16
 LONGEST_LINE = 2**20
-"""Characters after which a piece ends where no line does."""
+"""Characters after which a piece ends without a line end."""
 LONGEST_FILE = 2**24
 """Characters of a file that is read whole: a system prompt, a grammar, a template."""
-LONGEST_TURN = 2**24
-"""Bytes of one turn through a pipe."""
 
 BOM = "\ufeff"
 REPLACEMENT = "\ufffd"
 _UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _NO_TEXT = re.compile("[\0\ud800-\udfff]")
-_ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "0": "\0", "\\": "\\"}
-
-
-# -- files ----------------------------------------------------------------------------------------
 
 
 def read_text(names: Iterable[str], option: str, errors: OnError = "strict") -> Iterator[str]:
     """Open files, and read them one after another in pieces that end at line ends.
 
-    So words stay whole, whoever tokenizes the pieces.
+    No word is split between two pieces, each of which is tokenized alone.
 
     Parameters
     ----------
@@ -48,7 +42,7 @@ def read_text(names: Iterable[str], option: str, errors: OnError = "strict") -> 
     option : str
         Name of the option that gave them, for messages.
     errors : {"strict", "replace"}
-        What is done about bytes that are no text.
+        Whether bytes that are no text are refused or become U+FFFD.
 
     Raises
     ------
@@ -63,7 +57,7 @@ def read_text(names: Iterable[str], option: str, errors: OnError = "strict") -> 
 
 
 def read_whole(path: Path, option: str) -> str:
-    r"""The whole text of a file that an option names, its lines ended by ``\n`` alone.
+    r"""Return the whole text of a file that an option names, its line ends as ``\n``.
 
     Raises
     ------
@@ -92,7 +86,7 @@ def _pieces(source: BinaryIO, where: str, errors: OnError) -> Iterator[str]:
     held, at = "", 0
     with source:
         while True:
-            data = _read(source.read, where)
+            data = read_block(source.read, where)
             begin = at - len(decoder.getstate()[0])
             at += len(data)
             if not begin and data.startswith(codecs.BOM_UTF8):
@@ -134,93 +128,13 @@ def _decoded(decoder: codecs.IncrementalDecoder, data: bytes, begin: int, where:
         ) from None
 
 
-# -- turns ----------------------------------------------------------------------------------------
-
-
-def separator_of(text: str) -> str:
-    r"""What an option means by a separator of turns, in which ``\n``, ``\t``, ``\0`` are escapes.
-
-    Raises
-    ------
-    UsageError
-        It is empty, or has another escape.
-    """
-
-    def escape(found: re.Match[str]) -> str:
-        try:
-            return _ESCAPES[found[1]]
-        except KeyError:
-            raise UsageError(
-                f"--turns-separated-by {text} has {found[0]}: \\n, \\r, \\t, \\0 and \\\\ are known"
-            ) from None
-
-    separator = re.sub(r"\\(.?)", escape, given(text, "--turns-separated-by"), flags=re.S)
-    if not separator:
-        raise UsageError("--turns-separated-by takes a text that stands between two turns")
-    return separator
-
-
-def turns(separator: str, tell: Callable[[str], object]) -> Iterator[str]:
-    r"""Turns of a conversation as they come from standard input, without the line ends around them.
-
-    Parameters
-    ----------
-    separator : str
-        What stands between two of them. ``\r\n`` in it and in them counts as ``\n``.
-    tell : callable
-        Told once if not all of them is text.
-
-    Raises
-    ------
-    UsageError
-        Standard input cannot be read, or a turn has no end.
-    """
-    told = False
-    for number, data in enumerate(_split(separator.replace("\r\n", "\n").encode()), 1):
-        if number == 1:
-            data = data.removeprefix(codecs.BOM_UTF8)
-        text = data.decode("utf-8", "replace").replace("\0", REPLACEMENT)
-        if not told and text.encode() != data:
-            told = True
-            tell(
-                f"turn {number} of standard input is not all UTF-8 text: {REPLACEMENT} stands for "
-                "what cannot be read, there and later"
-            )
-        yield text.strip("\r\n")
-
-
-def _split(separator: bytes) -> Iterator[bytes]:
-    """What lies between separators, each as soon as it is there."""
-    source = stdin("standard input")
-    held, waits = b"", b""
-    while data := _read(source.read1, "standard input"):  # type: ignore[attr-defined]
-        data = waits + data
-        waits = data[-1:] if data.endswith(b"\r") else b""
-        # A separator may begin in what was searched already.
-        *ready, held = _cut(held, data[: len(data) - len(waits)].replace(b"\r\n", b"\n"), separator)
-        yield from ready
-        if len(held) > LONGEST_TURN:
-            raise UsageError(f"a turn of standard input has no end within {LONGEST_TURN:,} bytes")
-    if held + waits:
-        yield held + waits
-
-
-def _cut(held: bytes, more: bytes, separator: bytes) -> list[bytes]:
-    first = max(0, len(held) - len(separator) + 1)
-    ready, *rest = (held[first:] + more).split(separator)
-    return [held[:first] + ready, *rest]
-
-
-# -- the command line, and what stands behind a stream --------------------------------------------
-
-
 def given(text: str, option: str) -> str:
-    """The text that was given on the command line.
+    """Return a text from the command line without its byte order mark.
 
     Raises
     ------
     UsageError
-        It was no UTF-8; Python hands such bytes on as lone surrogates (PEP 383).
+        It was no UTF-8. Python passes such bytes on as lone surrogates (PEP 383).
     """
     try:
         text.encode()
@@ -233,12 +147,12 @@ def given(text: str, option: str) -> str:
 
 
 def typed(text: str) -> str:
-    """A text from the keyboard, U+FFFD for what is none of it; see `given`."""
+    """Return a text from the keyboard, with U+FFFD for NULs and for bytes that are no UTF-8."""
     return _NO_TEXT.sub(REPLACEMENT, text)
 
 
 def stdin(where: str) -> BinaryIO:
-    """Standard input as bytes.
+    """Return standard input as bytes.
 
     Raises
     ------
@@ -250,7 +164,14 @@ def stdin(where: str) -> BinaryIO:
     return sys.stdin.buffer
 
 
-def _read(read: Callable[[int], bytes], where: str) -> bytes:
+def read_block(read: Callable[[int], bytes], where: str) -> bytes:
+    """Return the next bytes of a file or of standard input; empty at the end.
+
+    Raises
+    ------
+    UsageError
+        They cannot be read.
+    """
     try:
         return read(READ_BYTES)
     except OSError as error:

@@ -1,8 +1,8 @@
 """Regular files: what may be read to its end, and replaced.
 
 A name can also stand for a pipe, whose opening waits for a writer, for a device without an end, for
-a folder or a socket. What a name stands for may change at any time, so it is asked of what was
-opened.
+a folder or for a socket. What it stands for can change at any time, so the kind that counts is that
+of the file that was opened.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _KINDS = {
     stat.S_IFBLK: "a device",
     stat.S_IFSOCK: "a socket",
 }
-# A pipe that nobody writes to is opened at once and not waited for; Windows has no such flag.
+# Opens a pipe at once, without waiting for a writer; Windows has no such flag.
 _AT_ONCE = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
 

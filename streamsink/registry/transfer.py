@@ -1,18 +1,48 @@
-"""Room on the disk, and how much of it a file may take whose size nobody knows."""
+"""What every way of fetching shares: how it tells its progress, what it hands over, how much room.
+
+A file's size may be known to the registry or to the server, or to nobody; then it may grow until
+the disk is nearly full, and no further.
+"""
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from streamsink.errors import FetchError
 
+Progress = Callable[[int, int | None], None]
+"""Called with the bytes that are here and, where known, the bytes that there will be."""
+
+CHUNK = 2**20
+"""Bytes that are read at once."""
 MOST_UNKNOWN = 2**36
 """Bytes of a file whose size neither the registry nor the server says."""
 SPARE = 2**28
 """Bytes of the disk that such a file leaves free."""
 STEP = 2**24
-"""Bytes after which its room is looked at again."""
+"""Bytes after which the disk's room is looked at again."""
+
+
+@dataclass(frozen=True)
+class Received:
+    """A file that arrived and is not yet checked.
+
+    Attributes
+    ----------
+    size : int
+        Its bytes.
+    sha256 : str
+        Their checksum.
+    announced : str or None
+        The checksum that the server announced for the file, if it did.
+    """
+
+    size: int
+    sha256: str
+    announced: str | None = None
 
 
 def require_room(folder: Path, needed: int) -> None:
@@ -32,7 +62,7 @@ def require_room(folder: Path, needed: int) -> None:
 
 
 class Growth:
-    """Watches a file that comes in blocks: it may be as long as was said, and no disk is filled.
+    """Bounds a file that comes in blocks: by its stated size, else by the room on the disk.
 
     Parameters
     ----------
@@ -48,7 +78,7 @@ class Growth:
         self._folder = folder
         self._what = what
         self._size = size
-        self._looked = 0
+        self._next_look = 0
 
     def check(self, done: int) -> None:
         """Refuse a file that has grown to ``done`` bytes.
@@ -56,7 +86,8 @@ class Growth:
         Raises
         ------
         FetchError
-            That is more than was said, or than a file may have of which nothing is said.
+            That is more than its size, more than a file of unknown size may have, or more than the
+            disk can spare.
         """
         if self._size is not None:
             if done > self._size:
@@ -67,6 +98,6 @@ class Growth:
                 f"{self._what} has no end within {MOST_UNKNOWN:,} bytes; if it is so long, state "
                 "its size with `streamsink models add --force --size BYTES`"
             )
-        if done >= self._looked:
-            self._looked = done + STEP
+        if done >= self._next_look:
+            self._next_look = done + STEP
             require_room(self._folder, SPARE)

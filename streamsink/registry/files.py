@@ -1,4 +1,4 @@
-"""Which models have a name, where their files live, and which are here."""
+"""Where a model's file is, and whether it is here."""
 
 from __future__ import annotations
 
@@ -7,74 +7,18 @@ import re
 from pathlib import Path
 
 from streamsink.errors import UsageError
-from streamsink.registry.entries import DEFAULT_MODEL, Entry, Registry, find
-from streamsink.registry.paths import builtin_registry, models_dir, user_registry
+from streamsink.registry.catalog import DEFAULT_MODEL, find, load_registry
+from streamsink.registry.entries import Entry
 from streamsink.registry.sources import HfSource, PathSource, UrlSource
-from streamsink.registry.tables import Table, merge, parse_entry, read_tables
+from streamsink.system.folders import data_dir
 
 Asked = str | os.PathLike[str] | None
 """What a user may name a model by: a name, a path, or nothing for the default model."""
 
 
-def load_registry() -> Registry:
-    """Return all entries, the user's own laid over the built-in ones.
-
-    Raises
-    ------
-    UsageError
-        A registry file cannot be read, or is not TOML; with file and line.
-    """
-    tables = merge(read_file(builtin_registry()), read_file(user_registry(), own=True))
-    entries: dict[str, Entry] = {}
-    faults: dict[str, UsageError] = {}
-    for name, table in tables.items():
-        try:
-            entries[name] = parse_entry(table)
-        except UsageError as error:
-            faults[name] = error
-    return Registry(entries, faults)
-
-
-def read_file(path: Path, *, own: bool = False) -> dict[str, Table]:
-    """Return the tables of one registry file; none if the user has no own file.
-
-    Raises
-    ------
-    UsageError
-        It cannot be read, or is not TOML.
-    """
-    try:
-        text = path.read_text("utf-8-sig")
-    except FileNotFoundError:
-        if own:
-            return {}
-        raise UsageError(f"{path} is missing: install streamsink again") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read the registry {path}: {error}") from None
-    return read_tables(text, str(path), own=own)
-
-
-def entry_named(name: str) -> Entry:
-    """Return the entry called ``name``; the empty name means the default model.
-
-    Raises
-    ------
-    UsageError
-        There is none; the message names those that come near.
-    """
-    return find(load_registry(), name or DEFAULT_MODEL)
-
-
-def entry_for(name_or_path: Asked) -> Entry | None:
-    """Return the entry behind what a user typed; None where it is a path or unknown.
-
-    Raises
-    ------
-    UsageError
-        A registry file cannot be read, or what it says of this model cannot be.
-    """
-    asked = os.fspath(name_or_path or "") or DEFAULT_MODEL
-    return None if _looks_like_a_path(asked) else load_registry().get(asked)
+def models_dir() -> Path:
+    """Return the folder of pulled models."""
+    return data_dir() / "models"
 
 
 def location(entry: Entry) -> Path:
@@ -102,6 +46,18 @@ def is_here(entry: Entry) -> bool:
     return os.path.isfile(path) and entry.size in (None, path.stat().st_size)
 
 
+def entry_for(name_or_path: Asked) -> Entry | None:
+    """Return the entry behind what a user typed; None where it is a path or unknown.
+
+    Raises
+    ------
+    UsageError
+        A registry file cannot be read, or its entry of this name is faulty.
+    """
+    asked = os.fspath(name_or_path or "") or DEFAULT_MODEL
+    return None if _looks_like_a_path(asked) else load_registry().get(asked)
+
+
 def resolve(name_or_path: Asked) -> Path:
     """Return the file behind a registry name or a path.
 
@@ -118,7 +74,7 @@ def resolve(name_or_path: Asked) -> Path:
         The name is unknown, its file is not here, or the path is no file.
     """
     asked = os.fspath(name_or_path or "") or DEFAULT_MODEL
-    # No model's name looks like a path, so a registry that cannot be read is no matter to a path.
+    # No model's name looks like a path, so a path works even where a registry cannot be read.
     is_path = _looks_like_a_path(asked)
     if not is_path and asked in (entries := load_registry()):
         return file_of(entries[asked])
