@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from streamsink.core.capabilities import Capabilities, Verdict
-from streamsink.core.controller import Controller, Grant
+from streamsink.core.controller import Controller
 from streamsink.core.events import Event
 from streamsink.core.ledger import Missing
 from streamsink.core.plan import MAIN, SCRATCH, Plan, Rows
+from streamsink.core.planner import Grant
 from streamsink.core.policy import SinkPolicy
 
 N_CTX, N_SPARE, N_BATCH = 10, 5, 6

@@ -16,44 +16,18 @@ known that left cells in doubt, and how they are brought back (`Controller.in_do
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 from streamsink.core import lanes, moves
 from streamsink.core.capabilities import Capabilities
 from streamsink.core.events import Event
-from streamsink.core.ledger import Ledger, Missing
+from streamsink.core.ledger import Ledger
 from streamsink.core.pinned import Pinned
-from streamsink.core.placement import Choice, choose
 from streamsink.core.plan import Happened, Plan
-from streamsink.core.policy import WHOLES, SinkPolicy, next_chunk
+from streamsink.core.planner import Grant, Planner
+from streamsink.core.policy import SinkPolicy
 from streamsink.core.snapshot import Piece, Snapshot
 from streamsink.core.state import State
 from streamsink.core.tape import Tape
-from streamsink.errors import CapabilityError
-
-LEAST_QUEUE = 4
-"""Evictions for which lanes are worth their while: afterwards the cells must be put together."""
-
-
-class Grant(NamedTuple):
-    """What a context lets a stream have in the next decode.
-
-    Attributes
-    ----------
-    n_batch : int
-        Most tokens.
-    n_spare : int
-        Cells beyond ``n_ctx``.
-    n_lanes : int
-        Most groups between evictions; 1 where lanes do not work.
-    one_by_one : bool
-        Whether tokens come singly, so that it pays to put scattered cells together.
-    """
-
-    n_batch: int
-    n_spare: int = 0
-    n_lanes: int = 1
-    one_by_one: bool = False
 
 
 class Controller:
@@ -95,16 +69,25 @@ class Controller:
         ends_sentence: Callable[[int], bool] = lambda token: False,
         report: Callable[[Event], object] | None = None,
     ) -> None:
-        self.able = able
         self.n_ctx = n_ctx
-        self.rebase_at = rebase_at
-        self._ends_sentence = ends_sentence
+        self._planner = Planner(able, n_ctx, rebase_at, ends_sentence)
         self._report = report
         self._tape = Tape()
         self._begun: Plan | None = None
         pinned = Pinned()
         n_keep = pinned.n_keep(policy, Ledger())
-        self.state = State(policy, pinned, self._choice(policy, n_keep), Ledger(n_keep=n_keep))
+        self.state = State(
+            policy, pinned, self._planner.choose(policy, n_keep), Ledger(n_keep=n_keep)
+        )
+
+    @property
+    def rebase_at(self) -> int:
+        """Position at which growing positions are brought back to 0."""
+        return self._planner.rebase_at
+
+    @rebase_at.setter
+    def rebase_at(self, pos: int) -> None:
+        self._planner.rebase_at = pos
 
     # -- what there is --------------------------------------------------------------------------
 
@@ -176,7 +159,7 @@ class Controller:
         state = self.state
         if n_keep is None:
             n_keep = pinned.n_keep(policy, state.ledger)
-        choice = self._choice(policy, n_keep)
+        choice = self._planner.choose(policy, n_keep)
         return state.but(
             policy=policy, pinned=pinned, choice=choice, ledger=state.ledger.keeping(n_keep)
         )
@@ -192,13 +175,12 @@ class Controller:
 
     def plan(self, grant: Grant) -> Plan:
         """The next step on the way to having all pending tokens decoded; see `is_done`."""
-        state = self.state
-        if not state.n_pending:
-            return lanes.take_down(state)
-        plan = self._put_right(state, grant)
-        if plan is None:
-            return self._feed(state, grant)
-        return lanes.take_down(state) if state.lanes else plan
+        return self._planner.advance(self.state, self._tape, grant)
+
+    @property
+    def uses_lanes(self) -> bool:
+        """Whether the next decode would be the better for lanes, if they work."""
+        return self._planner.uses_lanes(self.state)
 
     def plan_settling(self, n_batch: int) -> Plan | None:
         """The next step on the way to cells that are the ledger's and no others; None there."""
@@ -244,7 +226,7 @@ class Controller:
         """
         _, index = self.ledger.splice(at, n, len(tokens))
         self._tape.write(index, tokens)
-        plan = moves.splice(self.state, at, n, len(tokens), self.able, exact=exact)
+        plan = moves.splice(self.state, at, n, len(tokens), self._planner.able, exact=exact)
         then = plan.then.but(
             policy=under.policy,
             pinned=under.pinned,
@@ -252,105 +234,6 @@ class Controller:
             ledger=plan.then.ledger.keeping(under.ledger.n_keep),
         )
         return Plan(plan.base, then, plan.ops, back=plan.back), index
-
-    def _put_right(self, state: State, grant: Grant) -> Plan | None:
-        """What comes before the next token, though it made no room."""
-        ledger = state.ledger
-        if ledger.missing is not Missing.NOTHING:
-            return moves.rebuild(state, self._tape, grant.n_batch)
-        if ledger.next_pos > self.rebase_at:
-            span = self.n_ctx + state.choice.slack + grant.n_batch
-            plan = moves.rebase(state, self.able, max(self.rebase_at, 2 * span))
-            if plan:
-                return plan
-        if grant.one_by_one and state.is_scattered:
-            return moves.close_gap(state) or moves.compact(state)
-        return moves.close_gap(state)
-
-    def _feed(self, state: State, grant: Grant) -> Plan:
-        """Decode pending tokens, an eviction before them where the window is full."""
-        ledger, n_waiting = state.ledger, state.n_given - state.ledger.next_index
-        n, n_out, cut = 1, 0, False
-        if ledger.n_live >= self.n_ctx:
-            n_out, cut = self._n_discard(state)
-            lag = ledger.sink_lag + n_out
-            # What comes between eviction and decode: the sink moves, or lanes are filled.
-            if n_waiting > 1 or lag > state.choice.slack or n_out >= ledger.n_window:
-                return moves.evict(state, n_out, cut=cut)
-        elif n_waiting > 1:
-            n_discard, _ = self._n_discard(state)
-            n = self._n_next(state, n_discard, grant)
-            if n > self.n_ctx - ledger.n_live:
-                return lanes.feed(state, self._next(state, n), n_discard)
-        if state.lanes:
-            return lanes.take_down(state)
-        tokens = self._next(state, n)
-        ends: list[int] = []
-        if state.policy.n_discard == "sentence":
-            after = enumerate(tokens, ledger.next_index + 1)
-            ends = [index for index, token in after if self._ends_sentence(token)]
-        return moves.take_in(state, tokens, ends, n_out=n_out, cut=cut)
-
-    def _next(self, state: State, n: int) -> list[int]:
-        """Ids of the first pending tokens."""
-        first = state.ledger.next_index
-        return self._tape.read(range(first, first + n))
-
-    def _n_next(self, state: State, n_discard: int, grant: Grant) -> int:
-        """Pending tokens of the next decode."""
-        ledger = state.ledger
-        return next_chunk(
-            state.n_pending,
-            room=self.n_ctx - ledger.n_live,
-            n_window=ledger.n_window,
-            n_discard=n_discard,
-            sink_lag=ledger.sink_lag,
-            slack=state.choice.slack,
-            n_batch=grant.n_batch,
-            n_lanes=grant.n_lanes if self._uses_lanes(state) else 1,
-            n_spare=grant.n_spare,
-        )
-
-    @property
-    def uses_lanes(self) -> bool:
-        """Whether the next decode would be the better for lanes, if they work."""
-        return self._uses_lanes(self.state)
-
-    def _uses_lanes(self, state: State) -> bool:
-        n_discard = state.policy.n_discard
-        if state.n_pending <= LEAST_QUEUE or n_discard in WHOLES:
-            return False
-        n_discard, _ = self._n_discard(state)
-        return (
-            state.n_pending > LEAST_QUEUE * n_discard
-            and self.n_ctx - state.ledger.n_live == n_discard
-            and state.ledger.n_pinned > 0
-            and state.choice.slack >= n_discard
-        )
-
-    def _n_discard(self, state: State) -> tuple[int, bool]:
-        """Tokens of the next eviction, and whether it cuts off what should leave whole."""
-        size = state.choice.n_discard
-        if state.policy.n_discard not in WHOLES:
-            return size, False
-        ledger = state.ledger
-        window = ledger.window_index
-        end = next((place for place in state.boundaries if place > window), None)
-        n_whole = ledger.n_window if end is None else ledger.n_before(end) - ledger.n_pinned
-        # A token must stay, for the stream to go on from.
-        if 0 < n_whole < ledger.n_window:
-            return n_whole, False
-        return size, True
-
-    def _choice(self, policy: SinkPolicy, n_keep: int) -> Choice:
-        choice = choose(policy, self.able, n_keep, self.n_ctx)
-        if not self.able.takes_back and choice.n_discard >= self.n_ctx - n_keep:
-            raise CapabilityError(
-                f"an eviction of {choice.n_discard} tokens would empty the window of "
-                f"{self.n_ctx - n_keep}, and this model's recurrent state cannot give up its "
-                "newest token: lower --discard or --keep, or raise --ctx"
-            )
-        return choice
 
     # -- where it stands ------------------------------------------------------------------------
 
@@ -441,7 +324,7 @@ class Controller:
         CapabilityError
             That policy is not for this model.
         """
-        choice = self._choice(policy or snapshot.policy, snapshot.n_keep)
+        choice = self._planner.choose(policy or snapshot.policy, snapshot.n_keep)
         self._write(snapshot)
         state = State(
             snapshot.policy,

@@ -9,9 +9,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from streamsink.core.controller import Controller, Grant
+from streamsink.core.controller import Controller
 from streamsink.core.ledger import Missing
 from streamsink.core.plan import Plan, Rows
+from streamsink.core.planner import Grant
 from streamsink.core.snapshot import Snapshot
 from streamsink.core.state import State
 from streamsink.engine.carrier import Carrier, Outputs
