@@ -14,8 +14,8 @@ from streamsink import session
 from streamsink.core.events import Event, Evicted
 from streamsink.core.policy import SinkPolicy
 from streamsink.engine.stream import Stream
-from streamsink.gguf.header import read_header
 from streamsink.gguf.preflight import tried
+from streamsink.gguf.reader import read_header
 from streamsink.gguf.settings import CacheSettings
 from streamsink.registry.files import resolve
 from streamsink.system.closing import Closing

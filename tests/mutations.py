@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from streamsink.gguf.header import read_header
+from streamsink.gguf.reader import read_header
 
 INTERESTING = (0, 1, 2, 3, 4, 5, 7, 8, 9, 10, 31, 64, 127, 255, 256, 2**15, 2**16, 2**24, 2**31 - 1,
                2**31, 2**32 - 1, 2**32, 2**40, 2**62, 2**63 - 1, 2**63, 2**64 - 1)  # fmt: skip

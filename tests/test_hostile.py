@@ -91,7 +91,7 @@ def test_a_file_that_llama_cpp_dies_on(tiny_path: Path, tmp_path: Path) -> None:
 def test_a_file_is_tried_once(
     tiny_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from streamsink.gguf.header import read_header
+    from streamsink.gguf.reader import read_header
     from streamsink.system import child
 
     monkeypatch.setenv("STREAMSINK_HOME", str(tmp_path))
@@ -108,6 +108,6 @@ def test_a_home_that_cannot_be_written_to(
 ) -> None:
     (tmp_path / "home").write_text("no folder")
     monkeypatch.setenv("STREAMSINK_HOME", str(tmp_path / "home"))
-    from streamsink.gguf.header import read_header
+    from streamsink.gguf.reader import read_header
 
     assert tried(read_header(tiny_path)).shift < 1e-4

@@ -21,7 +21,7 @@ from streamsink.core.events import Event
 from streamsink.core.policy import SinkPolicy
 from streamsink.errors import ModelError, SessionError, StreamsinkError, UsageError
 from streamsink.gguf.fingerprint import Fingerprint
-from streamsink.gguf.header import read_header
+from streamsink.gguf.reader import read_header
 from streamsink.llama.weights import Weights
 from streamsink.model import Model
 from streamsink.session import shelf

@@ -10,30 +10,14 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from streamsink.errors import ModelError
-from streamsink.system.regular import open_regular
-
-if TYPE_CHECKING:
-    from streamsink.gguf.header import Header
+from streamsink.gguf.header import Header
+from streamsink.system.regular import Stamp, open_regular
 
 SAMPLES, SAMPLE_BYTES = 64, 4096
 """Blocks of the weights that are read: two training runs of one model have one header."""
-
-
-class Stamp(NamedTuple):
-    """What tells a file from another that takes its name, in the system's terms."""
-
-    device: int
-    inode: int
-    n_bytes: int
-    changed: int
-
-    @classmethod
-    def of(cls, found: os.stat_result) -> Stamp:
-        """The stamp of a file by what the system says of it."""
-        return cls(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
 
 
 class Fingerprint(NamedTuple):

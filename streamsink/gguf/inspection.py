@@ -8,8 +8,8 @@ from pathlib import Path
 
 from streamsink.core.capabilities import Capabilities
 from streamsink.errors import CapabilityError, UsageError
-from streamsink.gguf.header import read_header
 from streamsink.gguf.preflight import Measured, dies
+from streamsink.gguf.reader import read_header, tensor_names
 from streamsink.gguf.settings import CacheSettings
 from streamsink.gguf.traits import Traits, capabilities, check_types
 from streamsink.system import child
@@ -132,7 +132,7 @@ def survey(
     try:
         with process or child.Child(child.SURVEYOR, gpu=True) as surveyor:
             # Checked here, all parts, before llama.cpp sees them and while the process begins.
-            read_header(path).tensor_names()
+            tensor_names(read_header(path))
             found = surveyor.ask(request, seconds=SECONDS)
     except child.Died as death:
         raise dies(path, death) from None

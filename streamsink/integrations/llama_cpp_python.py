@@ -22,8 +22,8 @@ from streamsink.core.policy import SinkPolicy
 from streamsink.engine.stream import Stream
 from streamsink.errors import CacheError, UsageError
 from streamsink.gguf.cache_types import CACHE_TYPES
-from streamsink.gguf.header import read_header
 from streamsink.gguf.preflight import tried
+from streamsink.gguf.reader import read_header
 from streamsink.gguf.settings import ROPE_SCALINGS, CacheSettings
 from streamsink.integrations.logprobs import Chosen, Newest, told
 from streamsink.llama.context import NativeContext

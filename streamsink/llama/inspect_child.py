@@ -17,9 +17,9 @@ from pathlib import Path
 import llama_cpp.llama_cpp as llama
 
 from streamsink.errors import ModelError
-from streamsink.gguf.header import read_header
 from streamsink.gguf.inspection import cache_settings, usual_contexts
 from streamsink.gguf.preflight import remembered
+from streamsink.gguf.reader import read_header, tensor_names
 from streamsink.gguf.settings import CacheSettings
 from streamsink.llama.devices import gpus
 from streamsink.llama.library import hearing
@@ -64,7 +64,7 @@ def answer(request: Answer) -> Answer:
     if not model:
         raise ModelError(f"llama.cpp cannot load {path}: {said.reason or 'no reason given'}")
     header = reading.result()
-    names = header.tensor_names()
+    names = tensor_names(header)
     weight_bytes = sum(part.stat().st_size for part in header.parts())
     vocabulary = NativeTokenizer(model)
     traits = read_traits(model, vocabulary, header, names, said.lines)

@@ -13,8 +13,9 @@ import llama_cpp.llama_cpp as llama
 
 from streamsink.errors import ClosedError, ModelError
 from streamsink.gguf.fingerprint import Fingerprint
-from streamsink.gguf.header import Header, read_header
+from streamsink.gguf.header import Header
 from streamsink.gguf.preflight import UNMEASURED, Measured
+from streamsink.gguf.reader import read_header, tensor_names
 from streamsink.llama.library import hearing
 from streamsink.llama.params import model_params
 from streamsink.llama.read_traits import TOLD, read_traits
@@ -68,7 +69,7 @@ class Weights:
         self._header = header = header or read_header(path)
         self._free: Callable[[], object]
         fingerprint = Fingerprint.of(header)
-        names = header.tensor_names()
+        names = tensor_names(header)
         params = model_params(n_gpu_layers)
         self.offloads = params.n_gpu_layers > 0
         with hearing(TOLD) as said:
@@ -113,7 +114,7 @@ class Weights:
         _require_alike(handle, header)
         weights.fingerprint = Fingerprint.of(header).digest
         weights._free = lambda: None
-        weights._hold(handle, weights._header.tensor_names(), ())
+        weights._hold(handle, tensor_names(weights._header), ())
         return weights
 
     def _hold(

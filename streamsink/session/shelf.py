@@ -13,12 +13,11 @@ from itertools import count
 from pathlib import Path
 
 from streamsink.errors import SessionError, UsageError
-from streamsink.gguf.fingerprint import Stamp
 from streamsink.session.file import OWNER_ONLY, is_archive
 from streamsink.system.atomic import clear_away
 from streamsink.system.folders import data_dir
 from streamsink.system.lock import Lock
-from streamsink.system.regular import open_regular, require_replaceable
+from streamsink.system.regular import Stamp, open_regular, require_replaceable
 
 SUFFIX = ".session"
 LONGEST = 200

@@ -11,7 +11,7 @@ import errno
 import os
 import stat
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 _KINDS = {
     stat.S_IFDIR: "a folder",
@@ -69,3 +69,17 @@ def require_regular(path: Path, found: os.stat_result) -> None:
     if kind != stat.S_IFREG:
         number = errno.EISDIR if kind == stat.S_IFDIR else errno.EINVAL
         raise OSError(number, f"it is {_KINDS.get(kind, 'something else')}, not a file", str(path))
+
+
+class Stamp(NamedTuple):
+    """What tells a file from another that takes its name, in the system's terms."""
+
+    device: int
+    inode: int
+    n_bytes: int
+    changed: int
+
+    @classmethod
+    def of(cls, found: os.stat_result) -> Stamp:
+        """The stamp of a file by what the system says of it."""
+        return cls(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
