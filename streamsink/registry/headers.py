@@ -34,9 +34,9 @@ def length(headers: Message) -> int | None:
     if "chunked" in headers.get("Transfer-Encoding", "").lower():
         return None  # it overrides Content-Length
     stated = {
-        length.strip()
+        one.strip()
         for line in headers.get_all("Content-Length", ())
-        for length in line.split(",")
+        for one in line.split(",")
     }
     if not stated:
         return None
