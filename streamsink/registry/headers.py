@@ -34,9 +34,7 @@ def length(headers: Message) -> int | None:
     if "chunked" in headers.get("Transfer-Encoding", "").lower():
         return None  # it overrides Content-Length
     stated = {
-        length.strip()
-        for line in headers.get_all("Content-Length", ())
-        for length in line.split(",")
+        one.strip() for line in headers.get_all("Content-Length", ()) for one in line.split(",")
     }
     if not stated:
         return None

@@ -71,9 +71,9 @@ class Child(Closing):
     Parameters
     ----------
     module : str
-        Calls `serve` when run.
+        Calls `streamsink.system.serve.serve` when run.
     n_bytes : int, optional
-        How much memory of its own it may take, on Linux; see `limit`.
+        How much memory of its own it may take, on Linux; no limit by default.
     gpu : bool
         Whether it may see the GPUs.
 
@@ -92,6 +92,13 @@ class Child(Closing):
 
     def ask(self, request: Answer, *, seconds: float) -> Answer:
         """Let the child answer a request.
+
+        Parameters
+        ----------
+        request : dict
+            Anything that JSON holds.
+        seconds : float
+            How long the answer may take.
 
         Raises
         ------
@@ -124,7 +131,7 @@ class Child(Closing):
         return answer
 
     def _is_closed(self) -> bool:
-        """Whether `close` was called, by whichever thread."""
+        """Return whether any thread has called `close`."""
         return self._closed
 
     def _forget(self) -> None:
