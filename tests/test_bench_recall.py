@@ -10,8 +10,10 @@ import pytest
 from numpy.typing import NDArray
 
 from streamsink.bench import recall
+from streamsink.bench.asking import Sight, foresee, sight
 from streamsink.bench.facts import Fact
-from streamsink.bench.recall import RecallSettings, Sight, foresee, measure, sight
+from streamsink.bench.recall import measure
+from streamsink.bench.recall_settings import RecallSettings
 from streamsink.bench.statistics import wilson_interval
 from streamsink.bench.task import Place
 from streamsink.core.policy import SinkPolicy

@@ -9,7 +9,7 @@ from typing import Any
 from streamsink.bench import memory, ppl, recall, speed
 from streamsink.bench.memory import MemorySettings
 from streamsink.bench.ppl import Cell, Reading
-from streamsink.bench.recall import RecallSettings
+from streamsink.bench.recall_settings import RecallSettings
 from streamsink.bench.speed import SpeedSettings
 from streamsink.bench.task import Setup, Task
 from streamsink.errors import UsageError

@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shlex
-import shutil
-import sys
-from dataclasses import dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -16,7 +10,7 @@ from typer.core import TyperGroup
 
 from streamsink.cli import terminal
 from streamsink.cli.grouped import grouped
-from streamsink.cli.opening import warn
+from streamsink.cli.measuring import RunOptions, TextOptions, measure, setup
 from streamsink.cli.options import (
     CacheOptions,
     EngineOptions,
@@ -27,18 +21,11 @@ from streamsink.cli.options import (
 from streamsink.core import policy as policies
 from streamsink.core.policy import LARGEST
 from streamsink.errors import UsageError
-from streamsink.gguf.advice import warnings
-from streamsink.registry.catalog import DEFAULT_MODEL
-from streamsink.system.reading import stdin
 
 if TYPE_CHECKING:
-    from streamsink.bench.folder import RunFolder
-    from streamsink.bench.plan import Plan
-    from streamsink.bench.ppl import Reading
-    from streamsink.bench.task import Setup
+    pass
 
 QUICK_CTX, FULL_CTX = 512, 2048
-QUICK_TOKENS, FULL_TOKENS = 2_500, 20_000
 
 
 class _AllByDefault(TyperGroup):
@@ -55,55 +42,6 @@ app = typer.Typer(
     help="Measure a stream: speed, perplexity, recall, memory. Alone, a bit of everything on the "
     "default model, in a few minutes.",
 )
-
-
-@dataclass(frozen=True)
-class RunOptions:
-    """A run and its folder."""
-
-    out: Annotated[
-        Path | None, typer.Option(help="Folder for the run; a new one in streamsink-runs without.")
-    ] = None
-    resume: Annotated[
-        Path | None, typer.Option(metavar="RUN", help="Go on with a run that was cut short.")
-    ] = None
-    json: Annotated[bool, typer.Option("--json", help="Print the run as one JSON object.")] = False
-    seed: Annotated[int, typer.Option(min=0, max=2**32 - 2, help="Seed of whatever is drawn.")] = 0
-
-
-@dataclass(frozen=True)
-class TextOptions:
-    """What is read."""
-
-    text: Annotated[
-        list[str] | None,
-        typer.Option(help="File to read, - is stdin; repeatable. Else Moby-Dick."),
-    ] = None
-    errors: Annotated[str, typer.Option(help="Bytes that are not UTF-8: strict or replace.")] = (
-        "strict"
-    )
-    tokens: Annotated[
-        int | None,
-        typer.Option(
-            help=f"Tokens at most, 0 reads all; {QUICK_TOKENS} quick, {FULL_TOKENS} full."
-        ),
-    ] = None
-
-    def reading(self, *, quick: bool) -> Reading:
-        """The text that the options ask for."""
-        from streamsink.bench.ppl import Reading
-
-        if self.errors not in ("strict", "replace"):
-            raise UsageError(f"--errors {self.errors} is not one of strict, replace")
-        names = [name if name == "-" else str(Path(name).resolve()) for name in self.text or ()]
-        if "-" in names:
-            stdin("--text -")
-        for name in names:
-            if name != "-" and not os.path.isfile(name):
-                raise UsageError(f"--text {name} cannot be read: no such file")
-        usual = QUICK_TOKENS if quick else FULL_TOKENS
-        limit = usual if self.tokens is None else self.tokens or None
-        return Reading(tuple(names), limit, cast(Any, self.errors))
 
 
 Quick = Annotated[
@@ -130,7 +68,7 @@ def everything(
 
     size = ctx or (QUICK_CTX if quick else FULL_CTX)
     make = plan.quick if quick else plan.full
-    _measure(context, model, make(size, text.reading(quick=quick), _setup(engine, cache)), run)
+    measure(context, model, make(size, text.reading(quick=quick), setup(engine, cache)), run)
 
 
 @app.command()
@@ -156,7 +94,7 @@ def speed(
         n_discard=tuple(_discard_of(part) for part in _parts(discard)),
         samples=samples if samples is not None else (1 if quick else 3),
     )
-    _measure(context, model, Plan(_setup(engine, cache), speed=settings), run)
+    measure(context, model, Plan(setup(engine, cache), speed=settings), run)
 
 
 @app.command()
@@ -201,8 +139,8 @@ def ppl(
         force=force,
     )
     reading = text.reading(quick=quick)
-    plan = Plan(_setup(engine, CacheOptions()), cells=tuple(cells), reading=reading)
-    _measure(context, model, plan, run)
+    plan = Plan(setup(engine, CacheOptions()), cells=tuple(cells), reading=reading)
+    measure(context, model, plan, run)
 
 
 @app.command()
@@ -224,7 +162,7 @@ def recall(
 ) -> None:
     """Ask for facts at growing distances: inside the window, and past its edge."""
     from streamsink.bench.plan import Plan
-    from streamsink.bench.recall import RecallSettings
+    from streamsink.bench.recall_settings import RecallSettings
 
     settings = RecallSettings(
         n_ctx=ctx,
@@ -232,7 +170,7 @@ def recall(
         n_discard=_discard_of(discard),
         n_facts=facts if facts is not None else (12 if quick else 40),
     )
-    _measure(context, model, Plan(_setup(engine, cache), recall=settings), run)
+    measure(context, model, Plan(setup(engine, cache), recall=settings), run)
 
 
 @app.command()
@@ -256,7 +194,7 @@ def memory(
 
     n_tokens = tokens if tokens is not None else (20 * ctx if quick else 100_000)
     settings = MemorySettings(ctx, n_tokens)
-    _measure(context, model, Plan(_setup(engine, cache), memory=settings), run)
+    measure(context, model, Plan(setup(engine, cache), memory=settings), run)
 
 
 @app.command()
@@ -288,95 +226,6 @@ def compare(
     from streamsink.cli import runs
 
     runs.show_differences(differences(RunFolder(a), RunFolder(b)), as_json)
-
-
-def _setup(engine: EngineOptions, cache: CacheOptions) -> Setup:
-    from streamsink.bench.task import Setup
-
-    return Setup(engine.gpu_layers, engine.settings(cache))
-
-
-def _measure(context: typer.Context, model: str, plan: Plan, options: RunOptions) -> None:
-    """Run a plan, or go on with one; then print it and draw its report."""
-    from streamsink.bench import suite
-    from streamsink.bench.environment import identity
-    from streamsink.bench.folder import RunFolder
-    from streamsink.bench.plan import Plan
-    from streamsink.bench.report import write_report
-    from streamsink.cli import runs
-    from streamsink.cli.progress import Bar
-    from streamsink.model import Model
-
-    resume, seed = options.resume, options.seed
-    if resume:
-        _check_alone(context)
-        folder = RunFolder(resume)
-        plan = Plan.from_dict(folder.config["plan"])
-        seed, model = int(folder.config["seed"]), str(folder.config["model"]["asked"])
-    with Model.open(model, plan.setup.n_gpu_layers) as opened:
-        if resume:
-            if identity(opened)["sha256"] != folder.config["model"]["sha256"]:
-                raise UsageError(f"--resume {resume}: {opened.path} is not the file it began with")
-        else:
-            folder = _create(str(context.info_name), model, opened, plan, options)
-            plan = Plan.from_dict(folder.config["plan"])
-        warn(warnings(opened.traits, plan.setup.cache))
-        tasks = plan.tasks()
-        try:
-            with Bar(tasks, folder) as bar:
-                suite.run(tasks, opened, folder, seed, bar, plan.setup.cache)
-        except KeyboardInterrupt:
-            done = sum(folder.has(task) for task in tasks)
-            terminal.note(
-                f"interrupted: {done} of {len(tasks)} measurements are in {folder.path}; "
-                f"go on with `streamsink bench --resume {shlex.quote(str(folder.path))}`"
-            )
-            raise typer.Exit(130) from None
-    remarks = write_report([folder], folder.path)
-    if options.json:
-        terminal.say_json({**folder.config, "results": list(folder.records())})
-    else:
-        runs.show_run(folder)
-    for remark in [*remarks, f"the report is {folder.path / 'report.html'}"]:
-        terminal.tell(remark)
-
-
-def _check_alone(context: typer.Context) -> None:
-    """A run that goes on does so under its own settings."""
-    for parameter in context.command.params:
-        source = context.get_parameter_source(str(parameter.name))
-        if parameter.name in ("resume", "json") or not source or source.name != "COMMANDLINE":
-            continue
-        raise UsageError(f"--resume goes on with the run's own settings: drop {parameter.opts[0]}")
-
-
-def _create(kind: str, asked: str, model: Any, plan: Plan, options: RunOptions) -> RunFolder:
-    from dataclasses import replace
-
-    from streamsink.bench.environment import environment, identity
-    from streamsink.bench.folder import RunFolder
-
-    now = datetime.now(timezone.utc)
-    path = options.out or Path("streamsink-runs") / f"{now:%Y-%m-%d-%H%M%S}-{kind}"
-    name = str(Path(asked).resolve()) if os.path.isfile(asked) else asked or DEFAULT_MODEL
-    config = {
-        "command": shlex.join(["streamsink", *sys.argv[1:]]),
-        "started": now.isoformat(timespec="seconds"),
-        "environment": environment(),
-        "model": {"asked": name, **identity(model)},
-        "seed": options.seed,
-    }
-    names = plan.reading.names
-    if "-" not in names:
-        return RunFolder.create(path, {**config, "plan": plan.as_dict()})
-    # Standard input can be read but once: it is kept, for every policy and for going on.
-    kept = path / "arrays" / "stdin.txt"
-    names = tuple(str(kept.resolve()) if name == "-" else name for name in names)
-    plan = replace(plan, reading=replace(plan.reading, names=names))
-    folder = RunFolder.create(path, {**config, "plan": plan.as_dict()})
-    with kept.open("wb") as file:
-        shutil.copyfileobj(stdin("--text -"), file)
-    return folder
 
 
 def _slack_of(text: str) -> int | None:
