@@ -18,8 +18,8 @@ def say(chat: Chat, text: str) -> None:
 
 def said(path: Path) -> list[str]:
     """What a session's user has said."""
-    talk = session.read(path).talk
-    return [turn.text for turn in talk.turns if turn.role == "user"] if talk else []
+    conversation = session.read(path).conversation
+    return [turn.text for turn in conversation.turns if turn.role == "user"] if conversation else []
 
 
 def keeping(chat: Chat, name: str | None = None) -> Keeping:

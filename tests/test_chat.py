@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 
 from streamsink import session
-from streamsink.chat.chat import LEAST_SINK, Chat
+from streamsink.chat.chat import Chat
 from streamsink.chat.template import ChatTemplate
+from streamsink.chat.writer import LEAST_SINK
 from streamsink.core.policy import Keep, SinkPolicy
-from streamsink.core.snapshot import Turn
 from streamsink.engine.stream import Stream
 from streamsink.errors import UsageError
+from streamsink.session.conversation import Turn
 from tests.fake_backend import BOS, EOS, FakeBackend
 
 SOURCE = (
@@ -291,11 +292,11 @@ def test_a_chat_goes_on_out_of_its_file(tmp_path: Path) -> None:
     whole = ended(chat, backend)
 
     saved, cells = session.read(path), session.read_cells(path)
-    assert saved.talk
+    assert saved.conversation
     chat, backend = open_chat(SinkPolicy(), n_ctx=160)
     restored = chat.stream.restore(saved.stream, saved.kind, cells)
     assert restored.n_evaluated == 0
-    chat.go_on(saved.talk)
+    chat.resume(saved.conversation)
     assert ended(chat, backend) == whole
 
 

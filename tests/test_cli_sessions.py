@@ -66,8 +66,8 @@ def test_another_template_wins_too(run: Run, tiny_path: Path, tmp_path: Path) ->
     assert done.returncode == 0, done.stderr
     file = tmp_path / "home" / "sessions" / "a.session"
     found = session.read(file)
-    assert found.talk
-    assert found.talk.template == "llama3"
+    assert found.conversation
+    assert found.conversation.template == "llama3"
     wrong = run("chat", "--session", "a", "--chat-template", "nope", given="")
     assert wrong.returncode == 2
     assert "neither a file nor a template of llama.cpp: " in wrong.stderr
@@ -76,8 +76,8 @@ def test_another_template_wins_too(run: Run, tiny_path: Path, tmp_path: Path) ->
     again = run("chat", "--session", "a", "--chat-template", str(own), given="Hm\n")
     assert again.returncode == 0, again.stderr
     found = session.read(file)
-    assert found.talk
-    assert found.talk.template == own.read_text()
+    assert found.conversation
+    assert found.conversation.template == own.read_text()
 
 
 def test_a_session_with_a_broken_template_is_not_loaded(
@@ -86,8 +86,8 @@ def test_a_session_with_a_broken_template_is_not_loaded(
     run("chat", str(tiny_path), *CHAT, given=f"Hi\n/save {tmp_path}/a.session\n")
     file = tmp_path / "a.session"
     found, cells = session.read(file), session.read_cells(file)
-    assert found.talk
-    evil = replace(found.talk, template="{% for %}")
+    assert found.conversation
+    evil = replace(found.conversation, template="{% for %}")
     session.write(file, found.kind, found.stream, evil, cells)
     given = f"One\nTwo\n/load {file}\n"
     done = run("chat", str(tiny_path), *CHAT, "--session", "b", given=given)
@@ -116,8 +116,8 @@ def test_commands_of_a_session(run: Run, tiny_path: Path, tmp_path: Path) -> Non
     assert "gone on after 22 turns" in loaded.stderr
     assert "> Earlier I said:\n> Tell me story number 3.\n\nWho?" in loaded.stderr
     copy = session.read(tmp_path / "copy")
-    assert copy.talk
-    assert len(copy.talk.turns) == 22
+    assert copy.conversation
+    assert len(copy.conversation.turns) == 22
 
 
 def test_listing_showing_exporting_deleting(run: Run, tiny_path: Path, tmp_path: Path) -> None:
@@ -218,13 +218,13 @@ def test_killed_at_any_moment_every_turn_that_was_answered_is_there(
         answered += process.stdout.read()
         process.wait()
         found = session.read(file)
-        assert found.talk
+        assert found.conversation
         # An answer may hold newlines of its own, so of lines there may be more.
-        assert len(found.talk.turns) > n_turns
-        n_turns = len(found.talk.turns)
-        assert found.talk.turns[-1].role == "assistant"
+        assert len(found.conversation.turns) > n_turns
+        n_turns = len(found.conversation.turns)
+        assert found.conversation.turns[-1].role == "assistant"
         lines = answered.decode(errors="replace").split("\n")[:-1]
-        said = [turn.text for turn in found.talk.turns if turn.role == "assistant"]
+        said = [turn.text for turn in found.conversation.turns if turn.role == "assistant"]
         assert "\n".join(lines) in "\n".join(said)
     process = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, env=environment

@@ -273,10 +273,10 @@ def test_a_conversation_through_a_pipe(say: Say, tiny_path: Path, tmp_path: Path
     assert told.startswith("pinned: 0 tokens\n")  # nothing was said yet
     assert told.count("is not all UTF-8 text") == 1
     assert "/usr/bin is no command: /help lists them, and //usr/bin says it" in told
-    talk = session.read(file).talk
-    assert talk is not None
-    assert talk.system == "Be brief."
-    asked = [turn.text for turn in talk.turns if turn.role == "user"]
+    conversation = session.read(file).conversation
+    assert conversation is not None
+    assert conversation.system == "Be brief."
+    asked = [turn.text for turn in conversation.turns if turn.role == "user"]
     assert asked == ["Hi \ufffd there", "/usr/bin is what?", "N\ufffdL", "the end"]
 
 
@@ -290,10 +290,10 @@ def test_turns_of_several_lines_through_a_pipe(say: Say, tiny_path: Path, tmp_pa
         )
         done = say("chat", str(tiny_path), *CHAT, "--session", str(file), *options, given=given)
         assert done.returncode == 0, done.stderr
-        talk = session.read(file).talk
-        assert talk is not None
-        assert talk.system == "You are\nmany."
-        asked = [turn.text for turn in talk.turns if turn.role == "user"]
+        conversation = session.read(file).conversation
+        assert conversation is not None
+        assert conversation.system == "You are\nmany."
+        asked = [turn.text for turn in conversation.turns if turn.role == "user"]
         assert asked == ["two\nlines", "/a\n/b", "last\none"]
 
 

@@ -24,16 +24,16 @@ pytestmark = pytest.mark.usefixtures("at_home")
 
 def test_a_new_beginning_keeps_what_was_said(chat: Chat) -> None:
     a = shelf.locate("a")
-    talk = keeping(chat, "a")
-    assert talk.reset() == "begun anew\n"
+    conversation = keeping(chat, "a")
+    assert conversation.reset() == "begun anew\n"
     for n in range(1, 3):
         say(chat, f"Word {n}.")
-        talk.save()
-        assert talk.reset() == f"begun anew\nwhat was said is kept as a-{n}\n"
+        conversation.save()
+        assert conversation.reset() == f"begun anew\nwhat was said is kept as a-{n}\n"
         assert said(a) == []
     say(chat, "Word 3.")
-    talk.save()
-    talk.let_go()
+    conversation.save()
+    conversation.let_go()
     assert said(a) == ["Word 3."]
     assert [said(shelf.locate(f"a-{n}")) for n in (1, 2)] == [["Word 1."], ["Word 2."]]
     assert stat.S_IMODE(shelf.locate("a-1").stat().st_mode) == 0o600
@@ -48,19 +48,19 @@ def test_setting_aside_where_files_have_one_name(
         raise PermissionError(1, "Operation not permitted")
 
     monkeypatch.setattr(os, "link", refused)
-    talk = keeping(chat, "a")
+    conversation = keeping(chat, "a")
     for n in range(1, 3):
         say(chat, f"Word {n}.")
-        talk.reset()
+        conversation.reset()
         assert said(shelf.locate(f"a-{n}")) == [f"Word {n}."]
         assert stat.S_IMODE(shelf.locate(f"a-{n}").stat().st_mode) == 0o600
-    talk.let_go()
+    conversation.let_go()
 
 
 def test_what_cannot_be_kept_is_not_given_up(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
-    talk = keeping(chat, "a")
+    conversation = keeping(chat, "a")
     say(chat, "One.")
-    talk.save()
+    conversation.save()
     say(chat, "Two.")
 
     def full(*_: object) -> None:
@@ -69,59 +69,59 @@ def test_what_cannot_be_kept_is_not_given_up(chat: Chat, monkeypatch: pytest.Mon
     with monkeypatch.context() as patched:
         patched.setattr(session, "write", lambda *_: (_ for _ in ()).throw(SessionError("full")))
         with pytest.raises(SessionError, match="full"):
-            talk.reset()
+            conversation.reset()
         with pytest.raises(SessionError, match="full"):
-            talk.load(shelf.locate("b"), lambda: None)
+            conversation.load(shelf.locate("b"), lambda: None)
     with monkeypatch.context() as patched:
         patched.setattr(os, "link", full)
         with pytest.raises(SessionError, match="cannot be set aside: No space left"):
-            talk.reset()
+            conversation.reset()
     assert [turn.text for turn in chat.turns if turn.role == "user"] == ["One.", "Two."]
-    talk.save()
-    talk.let_go()
+    conversation.save()
+    conversation.let_go()
     assert said(shelf.locate("a")) == ["One.", "Two."]
 
 
 def test_saving_over_another_conversation_keeps_it(chat: Chat) -> None:
     b, c = shelf.locate("b"), shelf.locate("c")
     say(chat, "One.")
-    talk = keeping(chat)
-    assert "will be after every turn" in talk.save_as(b)
-    assert talk.save_as(c).startswith("saved: ")
+    conversation = keeping(chat)
+    assert "will be after every turn" in conversation.save_as(b)
+    assert conversation.save_as(c).startswith("saved: ")
     say(chat, "Two.")
-    assert "kept" not in talk.save_as(c)  # all that was there is in what is written
+    assert "kept" not in conversation.save_as(c)  # all that was there is in what is written
     assert said(c) == ["One.", "Two."]
-    talk.reset()
+    conversation.reset()
     say(chat, "Other.")
-    assert "what was there is kept as c-1\n" in talk.save_as(c)
+    assert "what was there is kept as c-1\n" in conversation.save_as(c)
     assert (said(c), said(shelf.locate("c-1"))) == (["Other."], ["One.", "Two."])
     shelf.take(c).release()
     with pytest.raises(SessionError, match="is in use"):
         shelf.take(b)
-    talk.let_go()
+    conversation.let_go()
 
 
 def test_what_somebody_else_has_written_meanwhile_is_kept(chat: Chat, model: Model) -> None:
     """By a program that asks for no lock."""
     a = shelf.locate("a")
-    talk = keeping(chat, "a")
+    conversation = keeping(chat, "a")
     say(chat, "One.")
-    talk.save()
+    conversation.save()
     with model.restore(a) as stream:
         stream.feed(range(10, 20))
         stream.save(a)
         n_tokens = stream.stats.index
     say(chat, "Two.")
     with pytest.raises(SessionError, match=r"written by somebody else.*kept as a-1"):
-        talk.save()
+        conversation.save()
     assert said(a) == ["One.", "Two."]
     assert session.read(shelf.locate("a-1")).stream.n_tokens == n_tokens
     say(chat, "Three.")
-    talk.save()
+    conversation.save()
     a.unlink()
-    talk.save()
+    conversation.save()
     assert said(a) == ["One.", "Two.", "Three."]
-    talk.let_go()
+    conversation.let_go()
     assert [path.stem for path in shelf.files()] == ["a", "a-1"]
 
 
@@ -133,27 +133,27 @@ def test_loading_takes_the_other_file_and_lets_this_one_go(chat: Chat) -> None:
     say(chat, "Two.")
     with pytest.raises(UsageError, match="saved nowhere"):
         keeping(chat).load(b, lambda: None)
-    talk = keeping(chat, "a")
+    conversation = keeping(chat, "a")
     told: list[str] = []
     with shelf_taken(b), pytest.raises(SessionError, match="is in use"):
-        talk.load(b, lambda: told.append("b"))
+        conversation.load(b, lambda: told.append("b"))
     with pytest.raises(SessionError, match="there is no session"):
-        talk.load(shelf.locate("none"), lambda: told.append("none"))
+        conversation.load(shelf.locate("none"), lambda: told.append("none"))
     assert not told
     assert chat.turns[0].text == "Two."
     with pytest.raises(SessionError, match="is in use"):
         shelf.take(a)
     shelf.take(shelf.locate("none")).release()
-    talk.load(b, lambda: told.append("b"))
+    conversation.load(b, lambda: told.append("b"))
     assert told == ["b"]
     assert chat.turns[0].text == "One."
     shelf.take(a).release()
     with pytest.raises(SessionError, match="is in use"):
         shelf.take(b)
-    talk.load(b, lambda: told.append("again"))
+    conversation.load(b, lambda: told.append("again"))
     say(chat, "Three.")
-    talk.save()
-    talk.let_go()
+    conversation.save()
+    conversation.let_go()
     assert (said(a), said(b)) == (["Two."], ["One.", "Three."])
 
 
@@ -174,8 +174,8 @@ def test_ctrl_c_while_another_session_is_loaded(
     keeping(chat).save_as(b)
     chat.reset()
     say(chat, "Two.")
-    talk = keeping(chat, "a")
-    talk.save()
+    conversation = keeping(chat, "a")
+    conversation.save()
 
     def pressed(call: Any) -> Any:
         def wrapped(*given: Any) -> Any:
@@ -199,10 +199,10 @@ def test_ctrl_c_while_another_session_is_loaded(
         patched.setattr(where, name, pressed(getattr(where, name)))
         told: list[str] = []
         with pytest.raises(KeyboardInterrupt):
-            talk.load(b, lambda: told.append("b"))
+            conversation.load(b, lambda: told.append("b"))
     say(chat, "Three.")
-    talk.save()
-    talk.let_go()
+    conversation.save()
+    conversation.let_go()
     if told:
         assert (said(a), said(b)) == (["Two."], ["One.", "Three."])
     else:

@@ -30,7 +30,9 @@ def said(chat: Chat, text: str, n: int = 24) -> str:
 def surprise(chat: Chat, template: ChatTemplate) -> float:
     """How little the name is foreseen in the answer, in nat; asked in a fork."""
     with chat.stream.fork() as stream:
-        steps = Chat(stream, template, talk=chat.talk()).say(QUESTION, sampling=GREEDY)
+        steps = Chat(stream, template, conversation=chat.conversation()).say(
+            QUESTION, sampling=GREEDY
+        )
         stream.rewind(next(steps).index)
         stream.feed(ANSWER)
         return float(stream.score(NAME).sum())

@@ -342,7 +342,7 @@ def test_paths_that_lead_nowhere(chat: Chat, at_home: Path) -> None:
     say(chat, "Hi")
     (at_home / "file").write_text("text")
     (at_home / "dangling").symlink_to(at_home / "none" / "a")
-    for talk in (keeping(chat), keeping(chat, "a")):
+    for conversation in (keeping(chat), keeping(chat, "a")):
         for name in (
             "/",
             "./file/a",
@@ -353,10 +353,10 @@ def test_paths_that_lead_nowhere(chat: Chat, at_home: Path) -> None:
         ):
             path = shelf.locate(name)
             with pytest.raises(SessionError, match="cannot be kept there"):
-                talk.save_as(path)
+                conversation.save_as(path)
             with pytest.raises(StreamsinkError):
-                talk.load(path, lambda: None)
-        talk.let_go()
+                conversation.load(path, lambda: None)
+        conversation.let_go()
     assert [turn.text for turn in chat.turns][:1] == ["Hi"]
 
 
@@ -390,18 +390,18 @@ def test_an_export_does_not_replace_its_session(
 
 def test_a_session_is_of_the_model_that_was_loaded(tiny_path: Path, tmp_path: Path) -> None:
     """Whatever has its name by now."""
-    path, talk = tmp_path / "model.gguf", tmp_path / "talk"
+    path, conversation = tmp_path / "model.gguf", tmp_path / "talk"
     path.write_bytes(tiny_path.read_bytes())
     other = TinyModel.create(seed=5).write(tmp_path / "other.gguf")
     with Model(Weights(path)) as model, model.stream(SinkPolicy(4, 1), 64) as stream:
         stream.feed(range(10, 30))
         other.replace(path)
-        stream.save(talk)
-    with Model(Weights(tiny_path)) as model, model.restore(talk) as stream:
+        stream.save(conversation)
+    with Model(Weights(tiny_path)) as model, model.restore(conversation) as stream:
         assert stream.restored
         assert stream.restored.n_evaluated == 0
     with Model(Weights(path)) as model, pytest.raises(SessionError, match="of another model"):
-        model.restore(talk)
+        model.restore(conversation)
 
 
 def test_a_model_that_is_replaced_while_it_is_opened(

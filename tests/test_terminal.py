@@ -23,9 +23,9 @@ from hypothesis import strategies as st
 import streamsink
 from streamsink import SinkPolicy
 from streamsink.cli import terminal
-from streamsink.core.snapshot import Conversation, Turn
 from streamsink.model import Model
 from streamsink.registry.sources import UrlSource
+from streamsink.session.conversation import Conversation, Turn
 from tests.pulls import RawServer
 
 EVIL = (
@@ -191,9 +191,9 @@ def home(tmp_path_factory: pytest.TempPathFactory, tiny_path: Path) -> Path:
     (folder / "sessions").mkdir()
     with Model.open(tiny_path) as model, model.stream(SinkPolicy(), 128) as stream:
         stream.feed("Hi")
-        talk = Conversation((Turn("user", EVIL, 0, 2), Turn("assistant", EVIL, 2, 4)), EVIL)
-        stream.save(folder / "sessions" / f"{name}.session", talk=talk)
-        stream.save(folder / "sessions" / "good.session", talk=talk)
+        conversation = Conversation((Turn("user", EVIL, 0, 2), Turn("assistant", EVIL, 2, 4)), EVIL)
+        stream.save(folder / "sessions" / f"{name}.session", conversation=conversation)
+        stream.save(folder / "sessions" / "good.session", conversation=conversation)
     words = json.dumps(EVIL, ensure_ascii=False).replace("\x7f", "\\u007f")
     (folder / "models.toml").write_text(
         f'[evil]\nurl = "http://127.0.0.1:9/m.gguf"\ndescription = {words}\nlicence = {words}\n'

@@ -15,10 +15,10 @@ from streamsink.chat.template import ChatTemplate
 from streamsink.chat.thinking import Said, Thoughts
 from streamsink.core.policy import SinkPolicy
 from streamsink.core.sampling import Sampling
-from streamsink.core.snapshot import Turn
 from streamsink.engine.stream import Stream
 from streamsink.errors import UsageError
 from streamsink.session import export
+from streamsink.session.conversation import Turn
 from streamsink.session.remains import what_is_left
 from tests.fake_backend import BOS, EOS, FakeBackend
 from tests.test_chat import SOURCE, Scripted, answer, fed, open_chat

@@ -81,8 +81,8 @@ def said(chat: Chat, fake: FakeBackend, text: str, answer: str) -> None:
 
 
 def state(chat: Chat) -> Any:
-    talk = chat.talk()
-    return talk, chat.stream.visible_tokens(), chat.stream.pins, chat.stream.policy
+    conversation = chat.conversation()
+    return conversation, chat.stream.visible_tokens(), chat.stream.pins, chat.stream.policy
 
 
 def saved(template: ChatTemplate, path: Path) -> tuple[session.Session, memoryview | None]:

@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol
 
 from streamsink.chat.template import ChatTemplate, Part
 from streamsink.core.events import Step
-from streamsink.core.snapshot import Conversation, Turn
+from streamsink.session.conversation import Conversation, Turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ class Tokens(Protocol):
         """Text of tokens, control tokens included."""
 
 
-def past(talk: Conversation, template: ChatTemplate, stream: Tokens) -> Past:
+def past(conversation: Conversation, template: ChatTemplate, stream: Tokens) -> Past:
     """What becomes of the last answer, as the template writes it once it is past.
 
     The tokens that were drawn stay, though their text might be tokenized otherwise. What goes: an
@@ -78,7 +78,7 @@ def past(talk: Conversation, template: ChatTemplate, stream: Tokens) -> Past:
     string. Where the template drops thoughts, or what it wrote before an answer, the exchange is
     taken in again as it writes it.
     """
-    turn, last = talk.turns[-1], talk.last
+    turn, last = conversation.turns[-1], conversation.last
     if turn.role != "assistant":  # no answer was asked for
         return Past(turn.stop)
     tokens = stream.tokens_between(turn.start, turn.stop)
@@ -91,11 +91,11 @@ def past(talk: Conversation, template: ChatTemplate, stream: Tokens) -> Past:
     drops = finish == "eos" and not written
     if len(tokens) < turn.stop - turn.start:  # its beginning is forgotten
         return Past(turn.stop - drops, written=written)
-    question = talk.turns[-2]
+    question = conversation.turns[-2]
     whole = len(stream.tokens_between(question.start, turn.start)) == turn.start - question.start
     words = template.past(turn.text)
     if whole and (template.answer_opening or words.strip() != turn.text.strip()):
-        return Past(question.start, _exchange(talk, template), written, exchange=True)
+        return Past(question.start, _exchange(conversation, template), written, exchange=True)
     said: Sequence[int] = tokens[:-1] if drops else tokens
     rest = ""
     if finish == "stop":
@@ -104,15 +104,15 @@ def past(talk: Conversation, template: ChatTemplate, stream: Tokens) -> Past:
     return Past(turn.start + len(said), parts, written)
 
 
-def _exchange(talk: Conversation, template: ChatTemplate) -> list[Part]:
+def _exchange(conversation: Conversation, template: ChatTemplate) -> list[Part]:
     """The last question and its answer as the template writes them once they are past."""
-    question, answer = talk.turns[-2:]
-    n_turns = sum(turn.role == "user" for turn in talk.turns) - 1
+    question, answer = conversation.turns[-2:]
+    n_turns = sum(turn.role == "user" for turn in conversation.turns) - 1
     if n_turns:
-        before = template.before_turn(system=talk.system, n_turns=n_turns)
+        before = template.before_turn(system=conversation.system, n_turns=n_turns)
         header = without(before, template.closing_text)
     else:
-        _, rest = template.opening(talk.system, question.text)
+        _, rest = template.opening(conversation.system, question.text)
         header = list(takewhile(lambda part: part[1], rest))
     return [*header, *template.settled(question.text, answer.text)]
 

@@ -28,9 +28,9 @@ from streamsink.system.turns import separator_of
 if TYPE_CHECKING:
     from streamsink.chat.template import ChatTemplate
     from streamsink.core.events import Event
-    from streamsink.core.snapshot import Conversation
     from streamsink.model import Model
     from streamsink.session import Session
+    from streamsink.session.conversation import Conversation
     from streamsink.session.shelf import Kept
 
 
@@ -106,7 +106,9 @@ def chat(
         kept, saved = _session(session, held) if session is not None else (None, None)
         if saved:
             model = model or _its_model(saved)
-        sampling = sample.sampling(saved.talk.sampling if saved and saved.talk else None)
+        sampling = sample.sampling(
+            saved.conversation.sampling if saved and saved.conversation else None
+        )
         policy = memory.policy(model, chat=True, before=saved.stream.policy if saved else None)
         cuts: list[Event] = []
         with opened(
@@ -123,26 +125,28 @@ def chat(
             from streamsink.chat.chat import Chat
             from streamsink.cli.conversation import Conversation
 
-            talk = saved.talk if saved else None
-            turns_by = _template(template, loaded, talk, thinking)
-            if talk:
-                talk = replace(talk, template=turns_by.source, thinking=turns_by.thinking)
-            conversation = Conversation(
-                Chat(stream, turns_by, prompt or "", talk=talk),
+            conversation = saved.conversation if saved else None
+            turns_by = _template(template, loaded, conversation, thinking)
+            if conversation:
+                conversation = replace(
+                    conversation, template=turns_by.source, thinking=turns_by.thinking
+                )
+            dialogue = Conversation(
+                Chat(stream, turns_by, prompt or "", conversation=conversation),
                 sampling,
                 max_tokens,
                 cuts,
                 kept,
                 stop or (),
             )
-            held.callback(conversation.let_go)
-            if talk and prompt is not None and prompt != talk.system:
-                n_evaluated = conversation.change_system(prompt)
+            held.callback(dialogue.let_go)
+            if conversation and prompt is not None and prompt != conversation.system:
+                n_evaluated = dialogue.change_system(prompt)
                 terminal.note(f"system prompt changed, {n_evaluated} tokens evaluated")
             if terminal.is_asked():
-                conversation.interactive(f"{loaded.path.name} · {loaded.description}")
+                dialogue.interactive(f"{loaded.path.name} · {loaded.description}")
             else:
-                conversation.piped(separator)
+                dialogue.piped(separator)
 
 
 def _separator(text: str | None, null: bool) -> str:
@@ -176,13 +180,13 @@ def _its_model(saved: Session) -> str:
 
 
 def _template(
-    asked: str | None, model: Model, talk: Conversation | None, thinking: bool | None
+    asked: str | None, model: Model, conversation: Conversation | None, thinking: bool | None
 ) -> ChatTemplate:
     """The template by name or out of a file, or else as it was, or the model's own."""
     from streamsink.chat.template import ChatTemplate, is_name
     from streamsink.llama import builtin_templates as templates
 
-    source = asked or (talk.template if talk else model.chat_template)
+    source = asked or (conversation.template if conversation else model.chat_template)
     if asked and not is_name(asked):
         if not os.path.exists(asked):
             raise UsageError(
@@ -190,7 +194,7 @@ def _template(
                 f"{', '.join(templates.names())}"
             )
         source = read_whole(Path(asked), "chat-template")
-    before = talk.thinking if talk else None
+    before = conversation.thinking if conversation else None
     template = ChatTemplate(
         source, model.special_texts, thinking=before if thinking is None else thinking
     )

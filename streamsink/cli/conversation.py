@@ -156,7 +156,7 @@ class Conversation:
     def _state(self) -> object:
         """What a line from the keyboard may change."""
         chat = self._chat
-        return chat.talk(), chat.stream.policy, chat.stream.pinned_ranges
+        return chat.conversation(), chat.stream.policy, chat.stream.pinned_ranges
 
     def change_system(self, prompt: str) -> int:
         """Change the system prompt; return how many tokens were evaluated."""

@@ -128,8 +128,8 @@ class Keeping:
             with self._chat.stream.transaction():
                 self._chat.restore(saved, cells, logits)
                 self._kept, self._seen, taken = taken, seen, self._kept or taken
-                if saved.talk and saved.talk.sampling:
-                    self.sampling = saved.talk.sampling
+                if saved.conversation and saved.conversation.sampling:
+                    self.sampling = saved.conversation.sampling
                 tell()
         finally:
             if taken is not self._kept:  # the one before, or the one that could not be loaded
@@ -168,14 +168,14 @@ class Keeping:
         if not os.path.exists(path):
             return True
         try:
-            talk = session.read(path).talk
+            conversation = session.read(path).conversation
         except SessionError as error:
             raise UsageError(f"{path} is not overwritten: {error}; take another name") from None
-        if talk is None:
+        if conversation is None:
             return False
         mine, there = (
-            [(turn.role, turn.text) for turn in turns[: len(talk.turns)]]
-            for turns in (self._chat.turns, talk.turns)
+            [(turn.role, turn.text) for turn in turns[: len(conversation.turns)]]
+            for turns in (self._chat.turns, conversation.turns)
         )
         return mine == there
 

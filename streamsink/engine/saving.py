@@ -12,10 +12,11 @@ from streamsink import session
 from streamsink.core.events import Event, Evicted, Restored
 from streamsink.core.pinned import check_window
 from streamsink.core.policy import SinkPolicy
-from streamsink.core.snapshot import CacheKey, Conversation, Snapshot
+from streamsink.core.snapshot import CacheKey, Snapshot
 from streamsink.engine.base import Base
 from streamsink.engine.context import Logits
 from streamsink.errors import CacheError, SessionError
+from streamsink.session.conversation import Conversation
 
 S = TypeVar("S", bound="Saving")
 
@@ -64,7 +65,9 @@ class Saving(Base):
                 raise
         return other
 
-    def save(self, path: str | os.PathLike[str], *, talk: Conversation | None = None) -> None:
+    def save(
+        self, path: str | os.PathLike[str], *, conversation: Conversation | None = None
+    ) -> None:
         """Write the stream to a file, for `streamsink.Model.restore`.
 
         The file is whole at every moment: the old one, until the new one is on the disk.
@@ -73,7 +76,7 @@ class Saving(Base):
         ----------
         path : path
             The file; whoever can read it can read the conversation, so it is its owner's alone.
-        talk : Conversation, optional
+        conversation : Conversation, optional
             The conversation that goes with the stream; see `streamsink.Chat.save`.
 
         Raises
@@ -94,7 +97,7 @@ class Saving(Base):
                 cells = None  # then the tokens are evaluated again
             row = self._driver.lasting_logits()
         # Copies by now: another thread may use the stream, and Ctrl-C may end the writing.
-        session.write(Path(path), context.kind, snapshot, talk, cells, row)
+        session.write(Path(path), context.kind, snapshot, conversation, cells, row)
         self._happened("save", snapshot.index, snapshot.n_live, start)
 
     def restore(

@@ -106,7 +106,7 @@ class NativeTokenizer:
                 tokens.append(token)
             else:
                 raw = text[start:stop]
-                found = self._go_on(raw) if goes_on else self._tokenize(raw)
+                found = self._behind_text(raw) if goes_on else self._tokenize(raw)
                 tokens += self._spelled(found, raw) if touches(start, stop, words) else found
             goes_on = token is None
         return tokens
@@ -125,10 +125,10 @@ class NativeTokenizer:
                 continue
             half = len(written.decode("utf-8", "replace")[: len(written) // 2].encode())
             for part in (written[:half], written[half:]) if half < len(written) else ():
-                spelled += self._spelled(self._go_on(part), part)
+                spelled += self._spelled(self._behind_text(part), part)
         return spelled
 
-    def _go_on(self, text: bytes) -> list[int]:
+    def _behind_text(self, text: bytes) -> list[int]:
         """Tokens of a text that goes on from another: nothing is put before it."""
         kind = llama.llama_vocab_type(self.handle)
         if text and kind in (llama.LLAMA_VOCAB_TYPE_SPM, llama.LLAMA_VOCAB_TYPE_UGM):

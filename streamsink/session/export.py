@@ -6,7 +6,8 @@ import json
 from datetime import datetime, timezone
 from pathlib import Path
 
-from streamsink.core.snapshot import Snapshot, Turn
+from streamsink.core.snapshot import Snapshot
+from streamsink.session.conversation import Turn
 from streamsink.session.file import Session
 from streamsink.session.remains import Memory, what_is_left
 
@@ -18,11 +19,11 @@ def left(turn: Turn, stream: Snapshot) -> Memory:
 
 def markdown(session: Session, title: str) -> str:
     """The conversation in Markdown; turns that were forgotten are said to be."""
-    talk = session.talk
+    conversation = session.conversation
     lines = [f"# {title}", "", f"{Path(session.kind.path).name}, {saved(session)}", ""]
-    if talk and talk.system:
-        lines += ["**System**", "", talk.system, ""]
-    for turn in talk.turns if talk else ():
+    if conversation and conversation.system:
+        lines += ["**System**", "", conversation.system, ""]
+    for turn in conversation.turns if conversation else ():
         who = "You" if turn.role == "user" else "Model"
         lines += [f"**{who}**{_remark(turn, session.stream)}", "", turn.text.strip(), ""]
     return "\n".join(lines)
@@ -30,8 +31,12 @@ def markdown(session: Session, title: str) -> str:
 
 def plain(session: Session) -> str:
     """The conversation in JSON, its messages as chat interfaces take them."""
-    talk = session.talk
-    system = [{"role": "system", "content": talk.system}] if talk and talk.system else []
+    conversation = session.conversation
+    system = (
+        [{"role": "system", "content": conversation.system}]
+        if conversation and conversation.system
+        else []
+    )
     turns = [
         {
             "role": turn.role,
@@ -40,7 +45,7 @@ def plain(session: Session) -> str:
             "pinned": left(turn, session.stream) == "pinned",
             "forgotten": left(turn, session.stream) == "forgotten",
         }
-        for turn in (talk.turns if talk else ())
+        for turn in (conversation.turns if conversation else ())
     ]
     record = {"model": session.kind.path, "saved": saved(session), "messages": [*system, *turns]}
     return json.dumps(record, indent=2, ensure_ascii=False) + "\n"

@@ -13,7 +13,6 @@ import os
 import time
 import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,8 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamsink import __version__
-from streamsink.core.snapshot import CacheKey, Conversation, Snapshot
+from streamsink.core.snapshot import CacheKey, Snapshot
 from streamsink.errors import SessionError, StreamsinkError
+from streamsink.session.conversation import Conversation
 from streamsink.system.atomic import replacing
 from streamsink.system.regular import open_regular
 
@@ -33,8 +33,7 @@ OWNER_ONLY = 0o600
 _ARCHIVE = b"PK"
 
 
-@dataclass(frozen=True, slots=True)
-class Session:
+class Session(msgspec.Struct, frozen=True):
     """What a session file holds, but for the cells.
 
     Attributes
@@ -43,7 +42,7 @@ class Session:
         The model, and what the cells depend on.
     stream : Snapshot
         Where the stream stands.
-    talk : Conversation or None
+    conversation : Conversation or None
         The conversation, where there is one.
     saved : float
         When, in seconds since 1970.
@@ -55,7 +54,7 @@ class Session:
 
     kind: CacheKey
     stream: Snapshot
-    talk: Conversation | None
+    conversation: Conversation | None = msgspec.field(name="talk")
     saved: float
     version: int = VERSION
     by: str = __version__
@@ -71,7 +70,7 @@ def write(
     path: Path,
     kind: CacheKey,
     stream: Snapshot,
-    talk: Conversation | None,
+    conversation: Conversation | None,
     cells: memoryview | None,
     logits: NDArray[np.float32] | None = None,
 ) -> None:
@@ -82,7 +81,7 @@ def write(
     SessionError
         The file cannot be written; it is as it was.
     """
-    record = msgspec.json.encode(Session(kind, stream, talk, time.time()))
+    record = msgspec.json.encode(Session(kind, stream, conversation, time.time()))
     try:
         with replacing(path, OWNER_ONLY) as file, zipfile.ZipFile(file, "w") as archive:
             archive.writestr(RECORD, record)
@@ -236,16 +235,18 @@ def _brought_up(record: dict[str, Any]) -> dict[str, Any]:
     system block was known by its end, and by 0 once it was swapped.
     """
     if record["version"] == 1:
-        stream, talk = record["stream"], record["talk"]
+        stream, conversation = record["stream"], record["talk"]
         spans = stream["pinned"]["spans"]
         if spans:
             stream["pinned"]["spans"] = [{"ranges": [], "tokens": span} for span in spans]
             stream["pinned"]["n_prefix"] = stream["n_keep"] - sum(map(len, spans))
-        if talk and stream["pieces"]:
+        if conversation and stream["pieces"]:
             first = stream["pieces"][0]
             end = first["index"] + len(first["tokens"])
             swapped = (first["index"], end) if first["index"] < 0 else (0, 0)
-            talk["block"] = (0, talk["block_end"]) if talk["block_end"] else swapped
+            conversation["block"] = (
+                (0, conversation["block_end"]) if conversation["block_end"] else swapped
+            )
         record["version"] = VERSION
     return record
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Literal, TypeAlias
 
-from streamsink.core.snapshot import Turn
+from streamsink.session.conversation import Turn
 
 Memory: TypeAlias = Literal["pinned", "visible", "cut", "forgotten"]
 """Of a turn that is cut the model sees a part: its end, or what of it is pinned."""
