@@ -6,7 +6,9 @@ import time
 
 import pytest
 
-from streamsink.chat.template import ChatTemplate, Part, is_name
+from streamsink.chat.renderer import is_name
+from streamsink.chat.template import ChatTemplate
+from streamsink.chat.words import Part
 from streamsink.errors import ModelError, UsageError
 from streamsink.llama import builtin_templates as templates
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import llama_cpp.llama_chat_format as published
 import pytest
 
-from streamsink.chat.rendering import most_characters
+from streamsink.chat.rendering_child import most_characters
 from streamsink.chat.template import ChatTemplate
 from streamsink.errors import ModelError, UsageError
 from tests.try_templates import SPECIAL, differences, joined, plainly, said

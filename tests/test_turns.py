@@ -12,7 +12,7 @@ import pytest
 from streamsink import session
 from streamsink.chat.chat import Chat
 from streamsink.chat.template import ChatTemplate
-from streamsink.chat.thinking import Said, Thoughts
+from streamsink.chat.thought_stream import Said, Thoughts
 from streamsink.core.policy import SinkPolicy
 from streamsink.core.sampling import Sampling
 from streamsink.engine.stream import Stream

@@ -19,7 +19,8 @@ from typing import Any, NoReturn
 import jinja2
 import jinja2.ext
 
-from streamsink.chat.template import ChatTemplate, Part
+from streamsink.chat.template import ChatTemplate
+from streamsink.chat.words import Part
 from streamsink.errors import StreamsinkError
 
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>"}

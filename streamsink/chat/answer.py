@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import NamedTuple, Protocol
 
-from streamsink.chat.template import ChatTemplate, Part
+from streamsink.chat.template import ChatTemplate
+from streamsink.chat.words import Part
 from streamsink.core.events import Step
 from streamsink.session.conversation import Conversation, Turn
 

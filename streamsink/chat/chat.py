@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from streamsink.chat.answer import Answer
-from streamsink.chat.template import ChatTemplate, Part
+from streamsink.chat.template import ChatTemplate
+from streamsink.chat.words import Part
 from streamsink.chat.writer import LEAST_SINK, Words, Writer, n_questions
 from streamsink.core.events import Restored, Step
 from streamsink.core.sampling import Sampling

@@ -181,6 +181,6 @@ def is_name(source: str) -> bool:
 
 def _start() -> Child:
     try:
-        return Child("streamsink.chat.rendering", n_bytes=MOST_BYTES)
+        return Child("streamsink.chat.rendering_child", n_bytes=MOST_BYTES)
     except Died as death:
         raise ModelError(f"the model's chat template cannot be run: {death}") from None

@@ -7,13 +7,25 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import cast
 
-from streamsink.chat import thoughts
+from streamsink.chat import template_thoughts
 from streamsink.chat.frame import ANSWER, NEXT, USER, Frame, frame
 from streamsink.chat.renderer import Renderer
-from streamsink.chat.renderer import is_name as is_name
-from streamsink.chat.words import Lost, Message, Refusal, Render, Role, Span, find, parts, stand_ins
-from streamsink.chat.words import Part as Part
-from streamsink.errors import ModelError, UsageError
+from streamsink.chat.words import (
+    Lost,
+    Message,
+    Part,
+    Refusal,
+    Render,
+    Role,
+    Span,
+    find,
+    no_system,
+    parts,
+    placed,
+    stand_ins,
+    unwritten,
+)
+from streamsink.errors import ModelError
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n"
@@ -93,9 +105,9 @@ class ChatTemplate:
             text = render(messages)
         except Refusal as error:
             if system and _goes_without(render, user):
-                raise _no_system(str(error).partition(": ")[2]) from None
+                raise no_system(str(error).partition(": ")[2]) from None
             raise
-        spans = [_find(render, messages, at, text) for at in range(len(messages))]
+        spans = [placed(render, messages, at, text) for at in range(len(messages))]
         end = self._block_end(text, spans)
         inside = [span for span in spans if span.stop <= end]
         return (
@@ -148,7 +160,7 @@ class ChatTemplate:
         if not found or answer in rest:
             raise ModelError("the model's chat template does not write an answer once")
         end = len(text) - len(rest)
-        span = _find(render, messages, len(messages) - 1, text)
+        span = placed(render, messages, len(messages) - 1, text)
         return (
             parts(text[end : span.start], []),
             parts(text[span.start :], [span.moved(-span.start)]),
@@ -230,18 +242,18 @@ class ChatTemplate:
     @cached_property
     def has_thinking_switch(self) -> bool:
         """Whether the template writes something else if ``thinking`` is given."""
-        return thoughts.has_switch(self._renderer)
+        return template_thoughts.has_switch(self._renderer)
 
     @cached_property
     def thought_marks(self) -> tuple[str, str] | None:
         """The texts around a thought, as far as the template or its source shows them."""
-        return thoughts.marks(self._renderer, self.source)
+        return template_thoughts.marks(self._renderer, self.source)
 
     @cached_property
     def opens_thought(self) -> bool:
         """Whether an answer begins within a thought: the template has written the mark before."""
         marks = self.thought_marks
-        return marks is not None and thoughts.is_open(self._render(), marks)
+        return marks is not None and template_thoughts.is_open(self._render(), marks)
 
     def past(self, answer: str) -> str:
         """The words of an answer as the template writes them once another turn follows.
@@ -273,21 +285,27 @@ class ChatTemplate:
         try:
             text, said, answered = self._past(user, answer)
         except Lost as lost:
-            raise _unwritten(str(lost)) from None
+            raise unwritten(str(lost)) from None
         start = said.start
         return parts(text[start : answered.stop], [said.moved(-start), answered.moved(-start)])
 
     def _past(self, user: str, answer: str) -> tuple[str, Span, Span]:
-        return thoughts.past(self._render(), self.thought_marks, self._dropping, user, answer)
+        return template_thoughts.past(
+            self._render(), self.thought_marks, self._dropping, user, answer
+        )
 
     def _keeps(self, answer: str) -> bool:
         marks = self.thought_marks
         return marks is not None and marks[1] in answer and not self._dropping
 
     @cached_property
-    def _dropping(self) -> thoughts.Dropping:
+    def _dropping(self) -> template_thoughts.Dropping:
         marks = self.thought_marks
-        return thoughts.dropping(self._render(), self._render(opens=False), marks) if marks else ""
+        return (
+            template_thoughts.dropping(self._render(), self._render(opens=False), marks)
+            if marks
+            else ""
+        )
 
     # -- rendering ------------------------------------------------------------------------------
 
@@ -319,29 +337,6 @@ class ChatTemplate:
 
 def _head(system: str) -> list[Message]:
     return [Message("system", system)] if system else []
-
-
-def _find(render: Render, messages: Sequence[Message], at: int, text: str) -> Span:
-    """Where the words of a message stand in the text of its conversation."""
-    try:
-        return find(render, messages, at, text)
-    except Lost as lost:
-        if messages[at].role == "system":
-            raise _no_system(str(lost)) from None
-        raise _unwritten(str(lost)) from None
-
-
-def _unwritten(why: str) -> UsageError:
-    return UsageError(
-        f"the model's chat template does not write all that was said: {why} (--chat-template)"
-    )
-
-
-def _no_system(why: str) -> UsageError:
-    return UsageError(
-        f"the model's chat template takes no such system prompt: {why} "
-        "(leave out --system, or choose another --chat-template)"
-    )
 
 
 def _goes_without(render: Render, user: str) -> bool:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from itertools import count
 from typing import Literal, NamedTuple, TypeAlias
 
-from streamsink.errors import ModelError
+from streamsink.errors import ModelError, UsageError
 
 Part: TypeAlias = tuple[str, bool]
 """Text, and whether control tokens are read in it: in what a person typed there are none."""
@@ -205,3 +205,34 @@ def common_start(first: str, second: str) -> str:
 def common_end(first: str, second: str) -> str:
     """The longest text with which both end."""
     return common_start(first[::-1], second[::-1])[::-1]
+
+
+def placed(render: Render, messages: Sequence[Message], at: int, text: str) -> Span:
+    """Where the words of a message stand in the text of its conversation.
+
+    Raises
+    ------
+    UsageError
+        The template does not write them, or takes no such system prompt.
+    """
+    try:
+        return find(render, messages, at, text)
+    except Lost as lost:
+        if messages[at].role == "system":
+            raise no_system(str(lost)) from None
+        raise unwritten(str(lost)) from None
+
+
+def unwritten(why: str) -> UsageError:
+    """The error that words are which a template does not write."""
+    return UsageError(
+        f"the model's chat template does not write all that was said: {why} (--chat-template)"
+    )
+
+
+def no_system(why: str) -> UsageError:
+    """The error that a system prompt is which a template does not take."""
+    return UsageError(
+        f"the model's chat template takes no such system prompt: {why} "
+        "(leave out --system, or choose another --chat-template)"
+    )

@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 from streamsink.chat.answer import Past, without
 from streamsink.chat.answer import past as past_of
-from streamsink.chat.template import ChatTemplate, Part
+from streamsink.chat.template import ChatTemplate
+from streamsink.chat.words import Part
 from streamsink.engine.stream import Stream
 from streamsink.errors import CacheError, UsageError
 from streamsink.session.conversation import Conversation

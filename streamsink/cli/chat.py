@@ -183,7 +183,8 @@ def _template(
     asked: str | None, model: Model, conversation: Conversation | None, thinking: bool | None
 ) -> ChatTemplate:
     """The template by name or out of a file, or else as it was, or the model's own."""
-    from streamsink.chat.template import ChatTemplate, is_name
+    from streamsink.chat.renderer import is_name
+    from streamsink.chat.template import ChatTemplate
     from streamsink.llama import builtin_templates as templates
 
     source = asked or (conversation.template if conversation else model.chat_template)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from streamsink.chat.thinking import Thoughts
+from streamsink.chat.thought_stream import Thoughts
 from streamsink.cli import terminal
 from streamsink.cli.commands import COMMANDS, Commands, is_command, said, sees
 from streamsink.cli.keeping import Keeping
