@@ -100,10 +100,10 @@ class FakeBackend:
     ) -> None:
         self.capabilities = capabilities or Capabilities(n_ctx_train=1000)
         self.tokenizer = FakeTokenizer()
-        self.kind = CacheKey("fake", "plain Python")
+        self.cache_key = CacheKey("fake", "plain Python")
         self.n_cells = n_cells
         self.n_batch = n_batch
-        self.n_rows = n_batch
+        self.max_output_rows = n_batch
         self.n_lanes = n_lanes
         self.fail_at: set[int] = set()
         """Decodes, counted from 0, that fail without a reason."""

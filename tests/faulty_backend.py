@@ -243,8 +243,8 @@ class FaultyBackend:
         return self.fake.n_batch
 
     @property
-    def n_rows(self) -> int:
-        return self.fake.n_rows
+    def max_output_rows(self) -> int:
+        return self.fake.max_output_rows
 
     def save(self) -> memoryview:
         if self.shift_waits:
@@ -256,8 +256,8 @@ class FaultyBackend:
         self.shift_waits = False
 
     @property
-    def kind(self) -> CacheKey:
-        return self.fake.kind
+    def cache_key(self) -> CacheKey:
+        return self.fake.cache_key
 
     def fork(self) -> FakeBackend:
         return self.fake.fork()

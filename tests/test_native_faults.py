@@ -302,12 +302,12 @@ def test_a_context_that_llama_cpp_finds_no_memory_for(tiny_path: Path) -> None:
         import resource
         from streamsink.errors import ModelError
         from streamsink.model import Model
-        from streamsink.llama import context
+        from streamsink.llama import making
         from streamsink.llama.weights import Weights
         from pathlib import Path
 
         model = Model(Weights(Path({str(tiny_path)!r})))
-        context.require_memory = lambda *_, **__: None
+        making.require_memory = lambda *_, **__: None
         size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (size + 2**28, -1))
         for n_ctx in (2**20, 2**24):

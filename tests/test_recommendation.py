@@ -59,7 +59,7 @@ def free(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """Lets a machine seem to have as much memory as that."""
 
     def seem(n_bytes: int) -> None:
-        monkeypatch.setattr("streamsink.llama.context.available_bytes", lambda: n_bytes)
+        monkeypatch.setattr("streamsink.llama.making.available_bytes", lambda: n_bytes)
 
     return seem
 

@@ -125,7 +125,7 @@ OPERATIONS: dict[str, Callable[[Stream], object]] = {
     "logits": Stream.logits,
     "rewind": lambda stream: stream.rewind(stream._controller.ledger.next_index - 1),
     "save": lambda stream: stream.save(FILE),
-    "restore": lambda stream: stream.restore(SAVED, FakeBackend(N_CTX).kind, None),
+    "restore": lambda stream: stream.restore(SAVED, FakeBackend(N_CTX).cache_key, None),
     "stats": lambda stream: stream.stats,
     "visible": Stream.visible,
     "visible_tokens": Stream.visible_tokens,

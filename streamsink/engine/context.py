@@ -79,7 +79,7 @@ class Context(Cells, Protocol):
         """What may be done to this cache."""
 
     @property
-    def kind(self) -> CacheKey:
+    def cache_key(self) -> CacheKey:
         """What the cells depend on."""
 
     @property
@@ -95,7 +95,7 @@ class Context(Cells, Protocol):
         """Most tokens in one decode."""
 
     @property
-    def n_rows(self) -> int:
+    def max_output_rows(self) -> int:
         """Most rows of logits that one decode may return."""
 
     @property
@@ -135,7 +135,7 @@ class Context(Cells, Protocol):
         """Open another context of the same kind, with the same cells in `MAIN` and no others."""
 
     def save(self) -> memoryview:
-        """The cells of `MAIN`, for any backend of the same `kind`.
+        """The cells of `MAIN`, for any backend of the same `cache_key`.
 
         Raises
         ------

@@ -101,7 +101,9 @@ class Driver(Carrier):
             # The first question tries lanes out, and leaves other logits behind.
             controller.settle_on(controller.state.but(has_logits=False))
             n_lanes = context.n_lanes
-        n_batch = context.n_batch if outputs == "last" else min(context.n_batch, context.n_rows)
+        n_batch = context.n_batch
+        if outputs == "all":
+            n_batch = min(n_batch, context.max_output_rows)
         return Grant(n_batch, self._one.n_spare, n_lanes)
 
     def _score(self, scores: NDArray[np.float64], tokens: Sequence[int], rows: Rows) -> None:

@@ -97,7 +97,7 @@ class Saving(Base):
                 cells = None  # then the tokens are evaluated again
             row = self._driver.lasting_logits()
         # Copies by now: another thread may use the stream, and Ctrl-C may end the writing.
-        session.write(Path(path), context.kind, snapshot, conversation, cells, row)
+        session.write(Path(path), context.cache_key, snapshot, conversation, cells, row)
         self._happened("save", snapshot.index, snapshot.n_live, start)
 
     def restore(
@@ -138,7 +138,7 @@ class Saving(Base):
         start = time.perf_counter()
         controller, driver = self._controller, self._driver
         with self._alone:
-            mine = self._context.kind
+            mine = self._context.cache_key
             policy = policy or snapshot.policy
             policy.check(self.n_ctx)
             if kind.model != mine.model:

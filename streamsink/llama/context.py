@@ -7,7 +7,6 @@ import os
 import weakref
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
 from typing import Literal
 
@@ -16,40 +15,30 @@ import llama_cpp.llama_cpp as llama
 import numpy as np
 
 from streamsink.core.capabilities import Capabilities, Verdict
-from streamsink.core.ledger import Span
 from streamsink.core.plan import MAIN, SCRATCH
 from streamsink.core.sampling import Sampling
 from streamsink.core.snapshot import CacheKey
 from streamsink.engine.context import Logits, Sampler
 from streamsink.errors import (
     CacheError,
-    CapabilityError,
-    ClosedError,
     DecodeError,
-    ModelError,
     TornError,
     UsageError,
 )
-from streamsink.gguf.budget import CELL_STEP, flash_of, n_lanes_of, require_memory
+from streamsink.gguf.budget import CELL_STEP, flash_of, n_lanes_of
 from streamsink.gguf.settings import CacheSettings
 from streamsink.gguf.traits import capabilities, check_types
 from streamsink.llama import grammar, lane_probe
+from streamsink.llama.batch import Batch
+from streamsink.llama.cells import NativeCells, compact_bytes
 from streamsink.llama.library import Said, hearing
-from streamsink.llama.params import context_params
+from streamsink.llama.making import made_context
 from streamsink.llama.sampler import NativeSampler
 from streamsink.llama.tokenizer import NativeTokenizer
 from streamsink.llama.weights import Weights
-from streamsink.system.memory import available_bytes, gib
 
 ROWS_BYTES = 64 * 2**20
 """Memory that rows of logits of one decode may take."""
-COMPACT_BYTES = 64 * 2**20
-"""Largest cache that is moved together: in larger models the attention is a smaller part of a
-decode, so the gain is small and the copy is not."""
-
-COPY_SHARE = 0.8
-"""Part of the free memory that a copy of the cells may take."""
-
 ONE_SEQUENCE = Verdict(
     "impossible", "the context has one sequence, so no sink can be evaluated beside the stream"
 )
@@ -64,7 +53,7 @@ _UNCHANGED = (1, -1)
 live cells, so nothing is to be taken out then."""
 
 
-class NativeContext:
+class NativeContext(NativeCells):
     """A ``llama_context``; implements `streamsink.engine.context.Context`.
 
     Parameters
@@ -105,16 +94,18 @@ class NativeContext:
         check_types(weights.traits, settings)
         self._n_lanes_asked = 1 if borrowed else n_lanes_of(n_ctx, settings, weights.traits)
         n_spare = self._n_lanes_asked - 1
-        context = borrowed or _made(weights, n_ctx, settings, swa_full=swa_full)
+        context = borrowed or made_context(weights, n_ctx, settings, swa_full=swa_full)
         self._context: llama.llama_context_p | None = context
         self._memory = llama.llama_get_memory(context)
-        self._n_cells_live = -(-n_ctx // CELL_STEP) * CELL_STEP
         self._n_cells = int(llama.llama_n_ctx(context))
         self._n_batch = min(settings.n_batch, int(llama.llama_n_batch(context)))
         self._n_sequences = 1 if borrowed else 2 + n_spare
         self._n_lanes: int | None = None
         self.lane_order: lane_probe.LaneOrder = "own last"
         self._n_rows = 0
+        # The view of logits that was made last: where they lie, and how many rows.
+        self._seen: tuple[int | None, int] = (None, 0)
+        self._rows: Logits = np.empty((0, 0), np.float32)
         self._shift_waits = False
         self._shifts = bool(llama.llama_memory_can_shift(self._memory))
         self._capabilities = capabilities(
@@ -126,10 +117,10 @@ class NativeContext:
         )
         if borrowed:
             self._capabilities = replace(self._capabilities, reanchor=ONE_SEQUENCE)
-        self._n_compact_bytes = self._compact_bytes(n_ctx, settings)
+        self._n_compact_bytes = compact_bytes(weights, n_ctx, self._n_cells, settings, CELL_STEP)
         self._compact_buffer: ctypes.Array[ctypes.c_uint8] | None = None
-        self._batch = _Batch(self._n_batch, self._n_sequences)
-        self._single = _Batch(1, 1)
+        self._batch = Batch(self._n_batch, self._n_sequences)
+        self._single = Batch(1, 1)
         self._single.fill_one_sequence([0], 0, MAIN, "last")
         # Also when nobody calls close(), and before the weights go, which were there first.
         owned = None if borrowed else context
@@ -143,7 +134,7 @@ class NativeContext:
         return self._capabilities
 
     @property
-    def kind(self) -> CacheKey:
+    def cache_key(self) -> CacheKey:
         """What the cells depend on."""
         _, settings, swa_full = self._made_with
         return CacheKey(
@@ -174,7 +165,7 @@ class NativeContext:
         return self._n_batch
 
     @property
-    def n_rows(self) -> int:
+    def max_output_rows(self) -> int:
         """Most rows of logits that one decode may return."""
         row = 4 * self.tokenizer.n_tokens
         return max(1, min(self._n_batch, ROWS_BYTES // row))
@@ -238,7 +229,7 @@ class NativeContext:
                 f"{len(tokens)} tokens in one batch: 1 to {self._n_batch} are possible"
             )
 
-    def _decode(self, batch: _Batch, pos: int, sequences: Sequence[int]) -> None:
+    def _decode(self, batch: Batch, pos: int, sequences: Sequence[int]) -> None:
         with hearing() as said:
             code = int(llama.llama_decode(self._handle, batch.native))
         # What was refused has not begun; all else begins with the shift that waits.
@@ -268,7 +259,11 @@ class NativeContext:
     def logits(self) -> Logits:
         """Rows of the last decode, shape (n_rows, n_vocab). A view, good until the next decode."""
         pointer = llama.llama_get_logits(self._handle)
-        return np.ctypeslib.as_array(pointer, (self._n_rows, self.tokenizer.n_tokens))
+        where = (ctypes.cast(pointer, ctypes.c_void_p).value, self._n_rows)
+        if where != self._seen:  # a view costs as much as a penalty, and is mostly the same one
+            shape = (self._n_rows, self.tokenizer.n_tokens)
+            self._seen, self._rows = where, np.ctypeslib.as_array(pointer, shape)
+        return self._rows
 
     def put_logits(self, row: Logits) -> None:
         """Let these be the last row of logits: they came with cells from elsewhere.
@@ -293,90 +288,6 @@ class NativeContext:
         assert isinstance(sampler, NativeSampler)
         return sampler.sample(self._handle, self.logits()[-1], index)
 
-    # -- cells ----------------------------------------------------------------------------------
-
-    def remove(self, seq: int, start: int, stop: int) -> None:
-        """Take cells out of a sequence; ``stop`` of -1 means to its end."""
-        if not llama.llama_memory_seq_rm(self._cache, seq, start, stop):
-            raise CacheError(f"llama.cpp cannot remove positions {start} to {stop} of the cache")
-
-    def copy(self, source: int, target: int, start: int, stop: int) -> None:
-        """Let cells of ``source`` belong to ``target`` too; ``stop`` of -1 means to its end."""
-        llama.llama_memory_seq_cp(self._cache, source, target, start, stop)
-
-    def shift(self, seq: int, start: int, stop: int, delta: int) -> None:
-        """Change positions by ``delta``; keys are rotated before the next decode."""
-        # llama.cpp aborts the process otherwise: seq_add on M-RoPE, a K-shift where can_shift is
-        # false (llama-kv-cache.cpp).
-        level, why = self._capabilities.rotate
-        if not self._shifts or level == "impossible":
-            raise CapabilityError(f"positions cannot be shifted: {why or 'no K-shift'}")
-        self._shift_waits = True
-        llama.llama_memory_seq_add(self._cache, seq, start, stop, delta)
-
-    def compact(self, seq: int) -> None:
-        """Move the cells of the only sequence in use together, where that makes decoding faster.
-
-        Lanes leave live tokens in the spare cells, and llama.cpp computes attention up to the last
-        cell in use: 256 more cost 7 % of a decode at n_ctx 2,048. The state functions put a
-        sequence into the first free cells.
-        """
-        # The state's keys are those before a shift that waits, its positions those after it.
-        if not self._n_compact_bytes or self._shift_waits:
-            return
-        buffer = self._compact_buffer = (
-            self._compact_buffer or (ctypes.c_uint8 * self._n_compact_bytes)()
-        )
-        n = int(llama.llama_state_seq_get_data(self._handle, buffer, len(buffer), seq))
-        if n == 0:
-            self._n_compact_bytes, self._compact_buffer = 0, None
-            return
-        self.remove(seq, 0, -1)
-        with hearing() as said:
-            done = llama.llama_state_seq_set_data(self._handle, buffer, n, seq)
-        if not done:
-            raise TornError(f"llama.cpp could not put {n} bytes of cache back: {said.reason}")
-
-    def _compact_bytes(self, n_ctx: int, settings: CacheSettings) -> int:
-        """Room that a full sequence takes; 0 where moving it is no gain."""
-        traits = self._weights.traits
-        if self._weights.offloads or traits.n_swa or self._n_cells == self._n_cells_live:
-            return 0
-        cell = traits.cell_bytes(settings.cache_type_k, settings.cache_type_v)
-        n_bytes = int(n_ctx * (cell + 64)) + 2**20
-        return n_bytes if n_bytes <= COMPACT_BYTES else 0
-
-    def end(self, seq: int) -> int:
-        """Position after the last cell of a sequence; 0 of an empty one."""
-        return int(llama.llama_memory_seq_pos_max(self._cache, seq)) + 1
-
-    def is_whole(self, spans: Sequence[Span]) -> bool:
-        """Whether `MAIN` still has the cells of these positions that its next token would see.
-
-        A small cache of a sliding window finds room among the cells that the newest token does not
-        see (llama-kv-cache.cpp: find_slot), and does not say which of them are gone: the least
-        position of a sequence may be that of a sink. So the cells that must be there are given to
-        another sequence, whose least position is that of the oldest one that is there, and are
-        taken out of it one by one.
-        """
-        traits = self._weights.traits
-        if not traits.n_swa or self._made_with[-1]:
-            return True
-        if self._n_sequences == 1:
-            return False
-        end = spans[-1].stop
-        first = max(0, end - traits.n_swa + 1)
-        self.copy(MAIN, SCRATCH, first, end)
-        try:
-            for pos in chain.from_iterable(range(max(first, start), stop) for start, stop in spans):
-                # llama.cpp asks the sliding window's cache: the other one has all of these.
-                if int(llama.llama_memory_seq_pos_min(self._cache, SCRATCH)) != pos:
-                    return False
-                self.remove(SCRATCH, pos, pos + 1)
-        finally:
-            self.remove(SCRATCH, 0, -1)
-        return True
-
     def fork(self) -> NativeContext:
         """Open another context of the same kind, with the same cells in `MAIN` and no others.
 
@@ -397,105 +308,12 @@ class NativeContext:
             raise
         return other
 
-    def save(self) -> memoryview:
-        """The cells of `MAIN` in llama.cpp's own form.
-
-        Raises
-        ------
-        CacheError
-            llama.cpp cannot give them out, or keys wait to be rotated.
-        """
-        if self._shift_waits:  # positions would be those after it, keys those before
-            raise CacheError("keys wait to be rotated: feed or generate a token first")
-        room = int(llama.llama_state_seq_get_size(self._handle, MAIN))
-        if room > COPY_SHARE * available_bytes():
-            raise CacheError(
-                f"a copy of the cells takes {gib(room)}, more than memory has to spare"
-            )
-        buffer = (ctypes.c_uint8 * room)()
-        with hearing() as said:
-            n = int(llama.llama_state_seq_get_data(self._handle, buffer, room, MAIN))
-        if n == 0:
-            raise CacheError(f"llama.cpp cannot give out the cache: {said.reason}")
-        return memoryview(buffer)[:n]
-
-    def load(self, cells: memoryview, end: int) -> None:
-        """Put cells that `save` gave out into `MAIN`, and no others anywhere.
-
-        Raises
-        ------
-        CacheError
-            They do not fit, or do not stand right below position ``end``; the cache is empty.
-        """
-        self.clear()
-        data = np.frombuffer(cells, np.uint8).ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
-        with hearing() as said:
-            n = int(llama.llama_state_seq_set_data(self._handle, data, len(cells), MAIN))
-        if n != len(cells) or llama.llama_memory_seq_pos_max(self._cache, MAIN) != end - 1:
-            self.clear()
-            raise CacheError(
-                f"llama.cpp cannot take {len(cells):,} bytes of cache: "
-                f"{said.reason or 'they are of another stream'}"
-            )
-
-    def clear(self) -> None:
-        """Empty every sequence."""
-        llama.llama_memory_clear(self._cache, False)
-        self._shift_waits = False
-
     # -- life -----------------------------------------------------------------------------------
-
-    @property
-    def _handle(self) -> llama.llama_context_p:
-        if self._context is None:
-            raise ClosedError("this context is closed: open another with model.stream()")
-        return self._context
-
-    @property
-    def _cache(self) -> llama.llama_memory_t:
-        if self._context is None:
-            raise ClosedError("this context is closed: open another with model.stream()")
-        return self._memory
 
     def close(self) -> None:
         """Free the context. Twice is fine."""
         self._context = None
         self._free()
-
-
-class _Batch:
-    """A ``llama_batch`` with NumPy views of its arrays."""
-
-    def __init__(self, n_tokens: int, n_sequences: int) -> None:
-        self.native = llama.llama_batch_init(n_tokens, 0, n_sequences)
-        view = np.ctypeslib.as_array
-        self.tokens = view(self.native.token, (n_tokens,))
-        self.positions = view(self.native.pos, (n_tokens,))
-        self._n_members = view(self.native.n_seq_id, (n_tokens,))
-        self._rows = view(self.native.logits, (n_tokens,))
-        self._members = [view(self.native.seq_id[at], (n_sequences,)) for at in range(n_tokens)]
-
-    def fill(
-        self, tokens: Sequence[int], positions: Sequence[int], rows: Literal["last", "all"]
-    ) -> None:
-        n = len(tokens)
-        self.native.n_tokens = n
-        self.tokens[:n] = tokens
-        self.positions[:n] = positions
-        self._rows[:n] = rows == "all"
-        self._rows[n - 1] = True
-
-    def fill_one_sequence(
-        self, tokens: Sequence[int], pos: int, seq: int, rows: Literal["last", "all"]
-    ) -> None:
-        self.fill(tokens, range(pos, pos + len(tokens)), rows)
-        self._n_members[: len(tokens)] = 1
-        for members in self._members[: len(tokens)]:
-            members[0] = seq
-
-    def set_sequences(self, at: int, members: Sequence[int]) -> None:
-        self._n_members[at] = len(members)
-        self._members[at][: len(members)] = members
 
 
 def _told(path: Path) -> str:
@@ -515,32 +333,8 @@ def _check_shift(said: Said) -> None:
         raise TornError("a K-shift was aborted or failed: the keys are to be evaluated anew")
 
 
-def _made(
-    weights: Weights, n_ctx: int, settings: CacheSettings, *, swa_full: bool
-) -> llama.llama_context_p:
-    """Make a context."""
-    if not weights.offloads:
-        require_memory(weights.traits, settings, n_ctx, available_bytes(), swa_full=swa_full)
-    params = context_params(
-        n_ctx, settings, weights.traits, offloads=weights.offloads, swa_full=swa_full
-    )
-    context = None
-    try:
-        with hearing() as said:
-            context = llama.llama_init_from_model(weights.handle, params)
-    except BaseException:
-        _free(context)
-        raise
-    if not context:
-        raise ModelError(
-            f"llama.cpp cannot make a context of {n_ctx} tokens: "
-            f"{said.reason or 'no reason given'}; lower --ctx or change --cache-type-k/-v"
-        )
-    return context
-
-
-def _free(context: llama.llama_context_p | None, *batches: _Batch) -> None:
+def _free(context: llama.llama_context_p | None, *batches: Batch) -> None:
     if context:
         llama.llama_free(context)
     for batch in batches:
-        llama.llama_batch_free(batch.native)
+        batch.free()

@@ -7,8 +7,6 @@ import logging
 import re
 import threading
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import llama_cpp.llama_cpp as llama
@@ -64,8 +62,7 @@ class _Call(threading.local):
 _call = _Call()
 
 
-@contextmanager
-def hearing(pattern: re.Pattern[str] | None = None) -> Iterator[Said]:
+class hearing:
     """Keep what llama.cpp says of the calls that are made in the block, by this thread.
 
     llama.cpp calls back from the thread that called it. Threads of its own (those that check or
@@ -77,15 +74,22 @@ def hearing(pattern: re.Pattern[str] | None = None) -> Iterator[Said]:
     pattern : Pattern, optional
         What is looked for, beside errors.
     """
-    said = Said(pattern)
-    _call.listeners.append(said)
-    try:
-        yield said
-    finally:
-        _call.listeners.remove(said)
-        raised, _call.raised = _call.raised, None
+
+    __slots__ = ("_said",)
+
+    def __init__(self, pattern: re.Pattern[str] | None = None) -> None:
+        self._said = Said(pattern)
+
+    def __enter__(self) -> Said:
+        _call.listeners.append(self._said)
+        return self._said
+
+    def __exit__(self, *_: object) -> None:
+        _call.listeners.remove(self._said)
         # Ctrl-C while llama.cpp said something: ctypes prints what a callback raises, and drops it.
+        raised = _call.raised
         if raised is not None:
+            _call.raised = None
             raise raised
 
 

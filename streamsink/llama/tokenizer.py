@@ -53,6 +53,9 @@ class NativeTokenizer:
         self.eos_token: int | None = eos if eos >= 0 else None
         # The GGUF says whether a text begins with BOS; llama.cpp asks the same (llama-vocab.cpp).
         self.bos = self.bos_token if llama.llama_vocab_get_add_bos(self._vocab) else None
+        # Tables that fill as they are asked; several threads may, and all write the same.
+        self._pieces: dict[bool, dict[int, bytes]] = {False: {}, True: {}}
+        self._ends: dict[int, bool] = {}
 
     @property
     def handle(self) -> llama.llama_vocab_p:
@@ -70,6 +73,8 @@ class NativeTokenizer:
     def close(self) -> None:
         """Forget the pointer: the model is about to be freed."""
         self._vocab = None
+        self._pieces = {False: {}, True: {}}
+        self._ends = {}
 
     @property
     def named_tokens(self) -> dict[str, int]:
@@ -182,6 +187,13 @@ class NativeTokenizer:
 
     def token_to_piece(self, token: int, *, special: bool = False) -> bytes:
         """Bytes of one token, perhaps not whole characters; control tokens only on ``special``."""
+        table = self._pieces[special]
+        piece = table.get(token)
+        if piece is None:
+            piece = table[token] = self._piece(token, special=special)
+        return piece
+
+    def _piece(self, token: int, *, special: bool) -> bytes:
         if not 0 <= token < self.n_tokens:  # llama.cpp throws through C, which ends the process
             raise UsageError(f"token {token} is not in the vocabulary of {self.n_tokens} tokens")
         room = PIECE_BYTES
@@ -195,7 +207,10 @@ class NativeTokenizer:
 
     def is_eog(self, token: int) -> bool:
         """Whether the token ends a turn or a text."""
-        return bool(llama.llama_vocab_is_eog(self.handle, token))
+        ends = self._ends.get(token)
+        if ends is None:
+            ends = self._ends[token] = bool(llama.llama_vocab_is_eog(self.handle, token))
+        return ends
 
 
 def _kind(attributes: int, text: bytes) -> Kind:
