@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import string
 import time
 import weakref
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import llama_cpp.llama_cpp as llama
@@ -69,8 +70,9 @@ class Grammar:
     """A place in a text that follows a grammar, which `checked` has let pass.
 
     llama.cpp ends the process where a grammar admits no token, and where one is accepted that it
-    does not admit (llama_sampler_sample, llama_grammar_accept_token). So what may follow is found
-    out right after each token: it does not depend on logits and costs the same at either time.
+    does not admit (llama_sampler_sample, llama_grammar_accept_token). So it is asked before. About
+    one token it answers in microseconds, about a whole vocabulary in as many as there are tokens:
+    that is asked only where one token has been refused.
 
     Parameters
     ----------
@@ -82,11 +84,6 @@ class Grammar:
         The rule to begin with.
     only : sequence of int, optional
         Tokens to look at; all of them by default.
-
-    Attributes
-    ----------
-    admitted : ndarray of int32
-        Tokens that may follow, in ascending order; none at a dead end.
 
     Raises
     ------
@@ -113,24 +110,64 @@ class Grammar:
         tokens = range(vocabulary.n_tokens) if only is None else only
         self._looked_at = np.array(tokens, np.int32)
         begun = time.thread_time()
-        self.admitted = self._following()
+        self._admitted: NDArray[np.int32] | None = self._of(self._looked_at)
         self._patience = max(SLOWEST, SLOWER * (time.thread_time() - begun))
+        self._spent = 0.0
 
-    def accept(self, token: int) -> None:
-        """Go on behind a token that is admitted.
+    @property
+    def admitted(self) -> NDArray[np.int32]:
+        """Tokens that may follow, in ascending order; none at a dead end.
 
         A grammar that is too ambiguous for its text takes longer with every token; the text ends
         before that is felt as a hang.
         """
+        if self._admitted is None:
+            begun = time.thread_time()
+            found = self._of(self._looked_at)
+            self._spent += time.thread_time() - begun
+            self._admitted = found if self._spent <= self._patience else found[:0]
+        return self._admitted
+
+    @property
+    def stuck(self) -> bool:
+        """Whether nothing may follow, not even the end of the text.
+
+        A few tokens are asked about first, of which one may follow nearly always: the ends of a
+        text, and single letters.
+        """
+        if self._admitted is None and self._spent <= self._patience:
+            begun = time.thread_time()
+            some = bool(self._of(self._likely).size)
+            self._spent += time.thread_time() - begun
+            if some and self._spent <= self._patience:
+                return False
+        return not self.admitted.size
+
+    @cached_property
+    def _likely(self) -> NDArray[np.int32]:
+        tokenizer = self._tokenizer
+        letters = {token for letter in string.printable for token in tokenizer.tokenize(letter)}
+        ends = {one for one in tokenizer.named_tokens.values() if tokenizer.is_eog(one)}
+        return np.array(sorted(letters | ends), np.int32)
+
+    def admits(self, token: int) -> bool:
+        """Whether a token may follow."""
+        if self._admitted is not None:
+            at = int(np.searchsorted(self._admitted, token))
+            return at < self._admitted.size and int(self._admitted[at]) == token
+        return bool(self._of(np.array([token], np.int32)).size)
+
+    def accept(self, token: int) -> None:
+        """Go on behind a token that is admitted."""
         begun = time.thread_time()
         llama.llama_sampler_accept(self._sampler, token)
         if not self._tokenizer.is_eog(token):
-            self.admitted = self._following()
-            if time.thread_time() - begun > self._patience:
-                self.admitted = self.admitted[:0]
+            self._admitted = None
+            self._spent = time.thread_time() - begun
 
-    def _following(self) -> NDArray[np.int32]:
-        candidates = Candidates(self._looked_at, 0.0)
+    def _of(self, tokens: NDArray[np.int32]) -> NDArray[np.int32]:
+        """Those of some tokens that may follow."""
+        candidates = Candidates(tokens, 0.0)
         candidates.apply(self._sampler)
         return candidates.admitted
 

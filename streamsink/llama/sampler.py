@@ -1,4 +1,12 @@
-"""Sampler chains of llama.cpp; only with a grammar do logits pass through Python."""
+"""Sampler chains of llama.cpp; only with a grammar do logits pass through Python.
+
+Under a grammar a token is drawn as if there were none, and kept if the grammar admits it; else it
+is drawn again from those that are admitted, as llama.cpp does it (common/sampling.cpp).
+Without samplers that cut off (top-k, top-p, min-p) both ways together draw each admitted token with
+its probability among the admitted ones: p + (1 - P) p / P = p / P, where P is what they share.
+With them, the first draw is from what is left of all tokens, the second from what is left of the
+admitted ones, which may be others.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +17,7 @@ from pathlib import Path
 
 import llama_cpp.llama_cpp as llama
 import numpy as np
+from numpy.typing import NDArray
 
 from streamsink.core.sampling import Sampling
 from streamsink.engine.context import Logits
@@ -49,6 +58,7 @@ class NativeSampler:
     ) -> None:
         text = sampling.grammar
         self._grammar = None if text is None else Grammar(vocabulary, checked(text, path))
+        self._all = np.arange(vocabulary.n_tokens if text else 0, dtype=np.int32)
         params = llama.llama_sampler_chain_default_params()
         params.no_perf = True
         self._seed: int | None = None
@@ -76,7 +86,7 @@ class NativeSampler:
     @property
     def stuck(self) -> bool:
         """Whether the grammar lets nothing follow, not even the end of the text."""
-        return self._grammar is not None and not self._grammar.admitted.size
+        return self._grammar is not None and self._grammar.stuck
 
     def _add(self, sampler: llama.llama_sampler_p) -> None:
         # The chain owns what is added to it (llama.h).
@@ -118,15 +128,20 @@ class NativeSampler:
         return self._sample_admitted(self._grammar, logits)
 
     def _sample_admitted(self, grammar: Grammar, logits: Logits) -> int:
-        tokens = grammar.admitted[logits[grammar.admitted] > -np.inf]
-        if not tokens.size:
-            raise UsageError("the grammar lets nothing follow that the model could say")
-        candidates = Candidates(tokens, logits[tokens])
-        candidates.apply(self._chain)
-        token = candidates.selected
+        token = self._drawn(self._all, logits)
+        if not grammar.admits(token):
+            tokens = grammar.admitted[logits[grammar.admitted] > -np.inf]
+            if not tokens.size:
+                raise UsageError("the grammar lets nothing follow that the model could say")
+            token = self._drawn(tokens, logits[tokens])
         llama.llama_sampler_accept(self._chain, token)
         grammar.accept(token)
         return token
+
+    def _drawn(self, tokens: NDArray[np.int32], logits: NDArray[np.float32]) -> int:
+        candidates = Candidates(tokens, logits)
+        candidates.apply(self._chain)
+        return candidates.selected
 
     def _reseed(self, seed: int) -> None:
         # llama.cpp can neither give out the state of a generator nor seed it anew, and a new one
