@@ -13,6 +13,7 @@ from streamsink.chat.writer import LEAST_SINK, Words, Writer, n_questions
 from streamsink.core.events import Restored, Step
 from streamsink.core.sampling import Sampling
 from streamsink.engine.context import Logits
+from streamsink.engine.saving import Capture
 from streamsink.engine.stream import Stream
 from streamsink.errors import UsageError
 from streamsink.session import Session
@@ -290,6 +291,10 @@ class Chat:
     def save(self, path: str | os.PathLike[str], sampling: Sampling | None = None) -> None:
         """Write conversation and stream to a file; see `Stream.save`."""
         self.stream.save(path, conversation=self.conversation(sampling))
+
+    def capture(self, sampling: Sampling | None = None) -> Capture:
+        """Conversation and stream at this moment, to be written while they go on."""
+        return self.stream.capture(conversation=self.conversation(sampling))
 
     def reset(self) -> None:
         """Begin anew, under the same system prompt and policy."""

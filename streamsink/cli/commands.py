@@ -146,7 +146,7 @@ class Commands:
     def _do_save(self, argument: str, write: Write) -> None:
         if argument:
             write(self._keeping.save_as(shelf.locate(argument)))
-        elif path := self._keeping.save():
+        elif path := self._keeping.save_now():
             write(f"saved: {terminal.line(str(path))}\n")
         else:
             raise UsageError("/save needs a name, or a file")

@@ -64,8 +64,11 @@ class Conversation:
         self._commands = Commands(chat, self._keeping, self._greet)
 
     def let_go(self) -> None:
-        """Let others have the session file."""
-        self._keeping.let_go()
+        """Let others have the session file, once it is written."""
+        try:
+            self._keeping.let_go()
+        except StreamsinkError as error:
+            terminal.tell(str(error))
 
     def piped(self, separator: str = "\n") -> None:
         """Take turns from stdin; what concerns the program goes to stderr.
@@ -119,10 +122,12 @@ class Conversation:
             key_bindings=keys,
             bottom_toolbar=self._status,
         )
+        self._keeping.aside = True
         terminal.say(title)
         terminal.say("/help lists the commands, Ctrl-D leaves.")
         self._greet(terminal.out)
         while True:
+            self._tell_what_went_wrong()
             try:
                 text = typed(prompt.prompt("> ")).strip()
             except KeyboardInterrupt:
@@ -136,6 +141,13 @@ class Conversation:
                     return
             except StreamsinkError as error:
                 terminal.tell(str(error))
+
+    def _tell_what_went_wrong(self) -> None:
+        """Tell of a session that could not be written meanwhile."""
+        try:
+            self._keeping.check()
+        except StreamsinkError as error:
+            terminal.tell(str(error))
 
     def _take(self, text: str) -> bool:
         """Take a line from the keyboard; False ends the conversation."""

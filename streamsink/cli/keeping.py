@@ -15,10 +15,17 @@ from streamsink import session
 from streamsink.cli import terminal
 from streamsink.errors import SessionError, UsageError
 from streamsink.session import shelf
+from streamsink.session.saver import Saver
+from streamsink.system.memory import available_bytes
 
 if TYPE_CHECKING:
     from streamsink.chat.chat import Chat
     from streamsink.core.sampling import Sampling
+    from streamsink.engine.saving import Capture
+
+
+ROOM = 0.5
+"""Part of the free memory that copies of the cells may take that wait to be written."""
 
 
 class Keeping:
@@ -32,6 +39,8 @@ class Keeping:
         How answers are chosen.
     kept : shelf.Kept or None
         The file, which is the chat's own until `let_go`.
+    aside : bool
+        Whether `save` writes while somebody reads or types; else it ends when all is on the disk.
 
     Attributes
     ----------
@@ -39,17 +48,35 @@ class Keeping:
         How answers are chosen; of a session that was loaded, its own.
     """
 
-    def __init__(self, chat: Chat, sampling: Sampling, kept: shelf.Kept | None) -> None:
+    def __init__(
+        self, chat: Chat, sampling: Sampling, kept: shelf.Kept | None, *, aside: bool = False
+    ) -> None:
         self.sampling = sampling
+        self.aside = aside
+        self._saver = Saver()
         self._chat = chat
         # File and lock are one value, so that nothing can come between their change.
         self._kept = kept
         self._seen = kept.found if kept else None
+        self._n_bytes = 0
 
     def let_go(self) -> None:
-        """Let others have the file."""
-        if self._kept:
-            self._kept.release()
+        """Let others have the file, once it is written.
+
+        Raises
+        ------
+        SessionError
+            As for `save`.
+        """
+        try:
+            self._saver.close()
+        finally:
+            if self._kept:
+                self._kept.release()
+
+    def check(self) -> None:
+        """Raise what went wrong with a file that was written aside, once."""
+        self._saver.check()
 
     def save(self) -> Path | None:
         """Write the file, if there is one; return it.
@@ -58,21 +85,42 @@ class Keeping:
         ------
         SessionError
             It cannot be written, or somebody else has taken it since its lock was removed; or it
-            is written, and what somebody else wrote into it is set aside.
+            is written, and what somebody else wrote into it is set aside. Of a file that is
+            written aside, `check` and whatever comes next raise it.
         """
         if self._kept is None:
             return None
+        if self._saver.is_busy and not self._has_room():
+            self._saver.wait()
+        captured = self._chat.capture(self.sampling)
+        self._saver.give(lambda: self._write(captured))
+        if not self.aside:
+            self._saver.wait()
+        return self._kept.path
+
+    def save_now(self) -> Path | None:
+        """As `save`, and all is on the disk when it ends."""
+        path = self.save()
+        self._saver.wait()
+        return path
+
+    def _has_room(self) -> bool:
+        """Whether memory has room for one more copy of the cells beside one that is written."""
+        return 2 * self._n_bytes < ROOM * available_bytes()
+
+    def _write(self, captured: Capture) -> None:
+        assert self._kept
+        self._n_bytes = len(captured.cells or b"")
         self._kept = kept = self._kept.renew()
         # A program that asks for no lock, or another machine: not every file system tells it.
         others = kept.set_aside() if kept.stamp() not in (None, self._seen) else None
-        self._chat.save(kept.path, self.sampling)
+        captured.write(kept.path)
         self._seen = kept.stamp()
         if others:
             raise SessionError(
                 f"the session {kept.path} was written by somebody else meanwhile: that is kept as "
                 f"{shelf.name_of(others)}, and this conversation is saved"
             )
-        return kept.path
 
     def save_as(self, path: Path) -> str:
         """Save into a file; the first is kept from then on, others are copies.
@@ -89,8 +137,9 @@ class Keeping:
         UsageError
             Something else than a session is there.
         """
+        self._saver.wait()
         if self._kept and self._kept.is_at(path):
-            return f"saved: {terminal.line(str(self.save()))}\n"
+            return f"saved: {terminal.line(str(self.save_now()))}\n"
         taken = shelf.take(path)
         try:
             aside = None if self._may_overwrite(taken.path) else taken.set_aside()
@@ -116,12 +165,13 @@ class Keeping:
         SessionError
             Another chat has it, or it cannot be read; nothing has changed.
         """
+        self._saver.wait()
         if self._has_begun and not self._kept:
             raise UsageError("what was said is saved nowhere: /save NAME, or else /reset, first")
         taken = self._kept if self._kept and self._kept.is_at(path) else shelf.take(path)
         try:
             if taken is not self._kept:
-                self.save()
+                self.save_now()
             seen = taken.stamp()
             with session.SessionFile(taken.path) as file:
                 saved, cells, logits = file.session, file.cells(), file.logits()
@@ -144,8 +194,9 @@ class Keeping:
             What was said cannot be saved, or not be set aside: nothing has changed.
         """
         told = ""
+        self._saver.wait()
         if self._has_begun and self._kept:
-            self.save()
+            self.save_now()
             told = _told(self._kept.set_aside(), "what was said")
         elif self._has_begun:
             told = "what was said was saved nowhere\n"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -19,6 +20,43 @@ from streamsink.errors import CacheError, SessionError
 from streamsink.session.conversation import Conversation
 
 S = TypeVar("S", bound="Saving")
+
+
+@dataclass(frozen=True, slots=True)
+class Capture:
+    """A stream at one moment; nothing in it changes any more.
+
+    Attributes
+    ----------
+    cache_key : CacheKey
+        What the cells depend on.
+    stream : Snapshot
+        Where it stood.
+    conversation : Conversation or None
+        The conversation on it.
+    cells : memoryview or None
+        A copy of its cells, if one could be had.
+    logits : ndarray of float32, shape (n_vocab,), or None
+        What its newest token foresaw, of a model that could not compute it again.
+    """
+
+    cache_key: CacheKey
+    stream: Snapshot
+    conversation: Conversation | None
+    cells: memoryview | None
+    logits: Logits | None
+
+    def write(self, path: str | os.PathLike[str]) -> None:
+        """Write a session file; see `Saving.save`.
+
+        Raises
+        ------
+        SessionError
+            The file cannot be written.
+        """
+        session.write(
+            Path(path), self.cache_key, self.stream, self.conversation, self.cells, self.logits
+        )
 
 
 class Saving(Base):
@@ -87,18 +125,35 @@ class Saving(Base):
             What is missing in the cache could not be brought back.
         """
         start = time.perf_counter()
+        captured = self.capture(conversation=conversation)
+        # A copy by now: another thread may use the stream, and Ctrl-C may end the writing.
+        captured.write(path)
+        stream = captured.stream
+        self._happened("save", stream.index, stream.n_live, start)
+
+    def capture(self, *, conversation: Conversation | None = None) -> Capture:
+        """Where the stream stands, with a copy of its cells: to be written while it goes on.
+
+        Parameters
+        ----------
+        conversation : Conversation, optional
+            As for `save`.
+
+        Raises
+        ------
+        DecodeError, CacheError
+            As for `save`.
+        """
         with self._alone:
             self._driver.settle()
-            context, snapshot = self._context, self._controller.snapshot()
+            snapshot = self._controller.snapshot()
             snapshot.check(self._tokenizer.n_tokens)
             try:
-                cells = context.save() if snapshot.n_live else None
+                cells = self._context.save() if snapshot.n_live else None
             except CacheError:
                 cells = None  # then the tokens are evaluated again
             row = self._driver.lasting_logits()
-        # Copies by now: another thread may use the stream, and Ctrl-C may end the writing.
-        session.write(Path(path), context.cache_key, snapshot, conversation, cells, row)
-        self._happened("save", snapshot.index, snapshot.n_live, start)
+            return Capture(self._context.cache_key, snapshot, conversation, cells, row)
 
     def restore(
         self,
