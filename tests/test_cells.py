@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -184,3 +185,33 @@ def test_a_window_that_would_be_emptied_is_refused_at_once(
     with hybrid.stream(SinkPolicy(4, 59), 64) as stream:
         stream.feed(TOKENS[:300])
         assert len(generated(stream)) == 6
+
+
+# -- lanes ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("n_ctx", "slack", "run"), [(16, 12, True), (16, 30, False), (48, 4, False)]
+)
+def test_lanes_on_a_sliding_window(
+    sliding: Model, monkeypatch: pytest.MonkeyPatch, n_ctx: int, slack: int, run: bool
+) -> None:
+    """They run as long as every layer sees all there is, and say what single tokens say."""
+    options: dict[str, Any] = {"n_batch": 64, "threads": 1}
+    policy = SinkPolicy(4, 1, "reanchor", slack)
+    with (
+        sliding.stream(policy, n_ctx, "f32", "f32", n_lanes=8, **options) as stream,
+        sliding.stream(policy, n_ctx, "f32", "f32", n_lanes=1, **options) as singly,
+    ):
+        sizes: list[int] = []
+        plain = stream._context.decode_lanes
+
+        def counted(tokens: Any, *given: Any) -> None:
+            sizes.append(len(tokens))
+            plain(tokens, *given)
+
+        monkeypatch.setattr(stream._context, "decode_lanes", counted)
+        assert np.nanmax(np.abs(stream.score(TOKENS[:200]) - singly.score(TOKENS[:200]))) < CLOSE
+        assert bool(sizes) is run
+        assert not run or max(sizes) == 8
+        assert stream.stats.sees == singly.stats.sees

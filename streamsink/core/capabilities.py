@@ -38,6 +38,9 @@ class Capabilities:
         Why no placement can work; empty where one does.
     takes_back : bool
         Whether the newest tokens can be taken out of the cache again; a recurrent state holds them.
+    sight : int
+        Positions that a layer with a sliding window sees, the token's own included; 0 where every
+        layer sees all.
     """
 
     n_ctx_train: int
@@ -45,3 +48,4 @@ class Capabilities:
     reanchor: Verdict = EXACT
     no_stream: str = ""
     takes_back: bool = True
+    sight: int = 0

@@ -157,6 +157,7 @@ class Planner:
             and self.n_ctx - state.ledger.n_live == n_discard
             and state.ledger.n_pinned > 0
             and state.choice.slack >= n_discard
+            and (not self.able.sight or self.n_ctx + state.choice.slack <= self.able.sight)
         )
 
     def _n_discard(self, state: State) -> tuple[int, bool]:

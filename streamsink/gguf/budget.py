@@ -16,9 +16,13 @@ PART = 0.95
 def n_lanes_of(n_ctx: int, settings: CacheSettings, traits: Traits) -> int:
     """Lanes of a context: as many as a batch has tokens for.
 
-    A sliding window has none, and a recurrent state cannot be divided into lanes.
+    A recurrent state cannot be divided into lanes. Layers with a sliding window run in them only as
+    long as they see all there is: llama.cpp gives cells out of sight to other tokens if they belong
+    to one sequence (llama-kv-cache.cpp: find_slot), the sink's among them; then lanes begin at
+    different positions, and it refuses tokens that are written to several such sequences
+    (llama-batch.cpp: init).
     """
-    if traits.n_swa or traits.hybrid:
+    if traits.hybrid or 0 < traits.n_swa <= n_ctx:
         return 1
     n_lanes = max(1, min(settings.n_lanes, settings.n_batch - 1))
     if traits.scaling == "longrope" and n_ctx <= traits.n_ctx_unscaled:

@@ -237,6 +237,7 @@ def capabilities(
         reanchor=reanchor,
         no_stream=_no_stream(traits),
         takes_back=not (traits.hybrid or traits.recurrent),
+        sight=traits.n_swa,
     )
 
 
