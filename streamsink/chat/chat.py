@@ -230,7 +230,7 @@ class Chat:
             return self.stream.unpin().n_tokens
 
     def change_system(self, system: str, *, exact: bool = False) -> int:
-        """Swap the system prompt in the midst of the conversation; what is visible stays.
+        """Swap the system prompt while the conversation goes on; what is visible stays.
 
         Parameters
         ----------

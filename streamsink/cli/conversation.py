@@ -177,7 +177,7 @@ class Conversation:
         return n_evaluated
 
     def _greet(self, write: Write) -> None:
-        """Say what came out of a session, if this is one."""
+        """Tell what came out of a session, if this is one."""
         restored = self._chat.stream.restored
         if restored is None:
             return
@@ -217,7 +217,7 @@ class Conversation:
         self._tell_cuts(write)
 
     def _tell_what_is_seen(self, write: Write) -> None:
-        """Say where the window is too small for what is said in it."""
+        """Tell when the window is too small for what is said in it."""
         stats, n_ctx = self._chat.stream.stats, self._chat.stream.n_ctx
         window = n_ctx - stats.pinned
         if window < LEAST_WINDOW and window != self._window_told:
@@ -235,7 +235,7 @@ class Conversation:
             write(f"(longer than the window: the model sees the last {seen:,} tokens of it)\n")
 
     def _tell_cuts(self, write: Write) -> None:
-        """Say that a turn or a sentence was cut in two."""
+        """Tell of a turn or a sentence that was cut in two."""
         if self._cuts:
             n_tokens = sum(event.n_tokens for event in self._cuts)
             self._cuts.clear()

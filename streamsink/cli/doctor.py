@@ -38,7 +38,7 @@ def doctor(
     *,
     engine: EngineOptions,
 ) -> None:
-    """Say what a model allows and needs, without loading it; alone, what is installed here.
+    """Tell what a model allows and needs, without loading it; alone, what is installed here.
 
     A model that cannot stream is told so, and the exit code is 1.
     """

@@ -107,7 +107,7 @@ class Feeding(Base):
             controller.drop(index)
 
     def begin_turn(self) -> None:
-        """Say that a turn begins with the next token: ``n_discard="turn"`` evicts up to here."""
+        """Begin a turn with the next token: ``n_discard="turn"`` evicts up to such places."""
         with self._alone:
             self._controller.begin_turn()
 

@@ -1,7 +1,7 @@
 """What of a GBNF grammar llama.cpp does not check, though it ends or hangs the process over it.
 
 llama.cpp reads a grammar by recursion, finds left recursion only where a rule is empty by its own
-text, and then expands it for ever; a token in the midst of another passes its filter and fails
+text, and then expands it for ever; a token within another passes its filter and fails
 where it is accepted (llama-grammar.cpp: parse_sequence, detect_left_recursion, advance_stack,
 accept_token). All else is left to llama.cpp itself, see `streamsink.llama.grammar_child`.
 """
@@ -193,7 +193,7 @@ def _check_size(rules: Rules) -> None:
 
 
 def _check_left_recursion(rules: Rules, empty: Collection[str]) -> None:
-    """Refuse a rule that may begin with itself, be it behind what may be empty."""
+    """Refuse a rule that may begin with itself, also behind what may be empty."""
     begins: dict[str, set[str]] = {name: set() for name in rules}
     for name, alternatives in rules.items():
         for items in alternatives:

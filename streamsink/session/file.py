@@ -175,7 +175,7 @@ class SessionFile(contextlib.AbstractContextManager["SessionFile"]):
 
     @contextlib.contextmanager
     def _refusing(self) -> Iterator[None]:
-        """Say of what the system, or zipfile, raises which file it is on."""
+        """Turn what the system or zipfile raises into an error that names the file."""
         path = self._path
         try:
             yield
