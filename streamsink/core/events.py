@@ -165,6 +165,16 @@ class Stats:
     feed_rate: float
     rate: float
 
+    @property
+    def sink_lag(self) -> int:
+        """Positions the sink trails the window: ``gap``."""
+        return self.gap
+
+    @property
+    def max_sink_lag(self) -> int:
+        """Positions it may trail before it is brought up again: ``slack``."""
+        return self.slack
+
 
 @dataclass(frozen=True, slots=True)
 class Visible:
