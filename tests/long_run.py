@@ -28,7 +28,8 @@ from streamsink.engine.stream import Stream
 from streamsink.errors import StreamsinkError
 from streamsink.llama.context import NativeContext
 from streamsink.model import Model
-from streamsink.system.memory import gib, resident_bytes
+from streamsink.system.memory import resident_bytes
+from streamsink.system.sizes import gib
 
 POINTS = 100
 """How often is looked."""

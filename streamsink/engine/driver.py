@@ -251,8 +251,10 @@ class Driver(Carrier):
             if came > 0:
                 self.truncate(came)
             controller.go_back_to(before)
-        except StreamsinkError:
+        except BaseException as error:
             controller.resume(before, with_cells=False)
+            if not isinstance(error, StreamsinkError):
+                raise
 
     def _resume(self, snapshot: Snapshot, cells: memoryview | None) -> None:
         self.controller.resume(snapshot, with_cells=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from streamsink.errors import MemoryBudgetError
 from streamsink.gguf.settings import CacheSettings
 from streamsink.gguf.traits import Traits
-from streamsink.system.memory import gib
+from streamsink.system.sizes import gib
 
 CELL_STEP = 256
 """llama.cpp rounds a cache up to whole steps, and computes attention over whole steps."""

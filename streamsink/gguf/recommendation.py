@@ -10,7 +10,7 @@ from streamsink.errors import CapabilityError
 from streamsink.gguf.budget import PART, context_bytes, largest
 from streamsink.gguf.inspection import Need, Survey, cache_settings
 from streamsink.gguf.settings import CacheSettings
-from streamsink.system.memory import gib
+from streamsink.system.sizes import gib
 
 ROOM = 0.9
 """Part of the free memory that a recommended context may take, its weights included."""

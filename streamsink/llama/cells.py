@@ -16,7 +16,8 @@ from streamsink.errors import CacheError, CapabilityError, ClosedError, TornErro
 from streamsink.gguf.settings import CacheSettings
 from streamsink.llama.library import hearing
 from streamsink.llama.weights import Weights
-from streamsink.system.memory import available_bytes, gib
+from streamsink.system.memory import available_bytes
+from streamsink.system.sizes import gib
 
 COMPACT_BYTES = 64 * 2**20
 """Largest cache that is moved together: in larger models the attention is a smaller part of a

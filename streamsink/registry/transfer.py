@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from streamsink.errors import FetchError
+from streamsink.system.sizes import file_size
 
 Progress = Callable[[int, int | None], None]
 """Called with the bytes that are here and, where known, the bytes that there will be."""
@@ -56,7 +57,7 @@ def require_room(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise FetchError(
-            f"{folder} needs {needed / 1e6:,.1f} MB more but its disk has {free / 1e6:,.1f} MB "
+            f"{folder} needs {file_size(needed)} more but its disk has {file_size(free)} "
             "free; make room, or set STREAMSINK_HOME to a folder on another disk"
         )
 

@@ -15,8 +15,3 @@ def resident_bytes() -> int:
     import psutil
 
     return int(psutil.Process().memory_info().rss)
-
-
-def gib(n_bytes: float) -> str:
-    """Return a number of bytes as people read it, in MiB or GiB."""
-    return f"{n_bytes / 2**30:.1f} GiB" if n_bytes >= 2**30 else f"{n_bytes / 2**20:.0f} MiB"
