@@ -14,7 +14,7 @@ from streamsink import session
 from streamsink.core.events import Event, Evicted
 from streamsink.core.policy import SinkPolicy
 from streamsink.engine.stream import Stream
-from streamsink.gguf.preflight import tried
+from streamsink.gguf.preflight import preflight
 from streamsink.gguf.reader import read_header
 from streamsink.gguf.settings import CacheSettings
 from streamsink.registry.files import resolve
@@ -60,7 +60,7 @@ class Model(Closing):
             The file cannot be loaded.
         """
         header = read_header(Path(resolve(os.fspath(name_or_path))))
-        measured = tried(header)
+        measured = preflight(header)
         from streamsink.llama.weights import Weights
 
         return cls(Weights(header.path, n_gpu_layers, header=header, measured=measured))

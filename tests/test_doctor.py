@@ -1,4 +1,4 @@
-"""``streamsink doctor``, the survey behind it, and the warnings that other commands share."""
+"""``streamsink doctor``, the inspection behind it, and the warnings that other commands share."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import pytest
 from streamsink import Model
 from streamsink.errors import ModelError
 from streamsink.gguf.advice import warnings
-from streamsink.gguf.inspection import survey, usual_contexts
+from streamsink.gguf.inspection import inspect, usual_contexts
 from streamsink.gguf.settings import USUAL, CacheSettings
 from streamsink.llama.context import NativeContext
 from streamsink.llama.inspect_child import _CACHE, _SCRATCH, _SIZES, _bytes
@@ -65,8 +65,8 @@ def test_a_model(tiny_path: Path) -> None:
     assert f"recommended: streamsink chat {tiny_path}" in told.stdout
 
 
-def test_what_is_surveyed_is_what_is_loaded(tiny_path: Path) -> None:
-    found = survey(tiny_path, USUAL)
+def test_what_is_inspected_is_what_is_loaded(tiny_path: Path) -> None:
+    found = inspect(tiny_path, USUAL)
     weights = Weights(tiny_path, 0)
     assert found.traits == weights.traits
     assert found.special_texts == weights.tokenizer.special_texts
@@ -79,7 +79,7 @@ def test_what_is_surveyed_is_what_is_loaded(tiny_path: Path) -> None:
 def test_memory_is_what_is_then_allocated(tmp_path: Path, cache_type: str, n_ctx: int) -> None:
     path = TinyModel.create(n_head=2, n_head_kv=2).write(tmp_path / "heads-of-32.gguf")
     settings = CacheSettings(cache_type, cache_type)
-    needs = {n.cache_type: n for n in survey(path, USUAL, [n_ctx]).needs}
+    needs = {n.cache_type: n for n in inspect(path, USUAL, [n_ctx]).needs}
     weights = Weights(path, 0)
     with hearing(_SIZES) as said:
         NativeContext(weights, n_ctx, settings, swa_full=False).close()
@@ -89,10 +89,10 @@ def test_memory_is_what_is_then_allocated(tmp_path: Path, cache_type: str, n_ctx
 
 
 def test_the_bytes_of_a_token(tiny_path: Path) -> None:
-    found = survey(tiny_path, USUAL, [4096, 65536])
+    found = inspect(tiny_path, USUAL, [4096, 65536])
     # The log's hundredths of a MiB.
     assert found.kv_bytes("f16") == pytest.approx(found.traits.cell_bytes("f16", "f16"), abs=0.5)
-    assert survey(tiny_path, USUAL, [512]).kv_bytes("f16") is None
+    assert inspect(tiny_path, USUAL, [512]).kv_bytes("f16") is None
 
 
 def test_contexts_that_people_ask_for() -> None:
@@ -103,7 +103,7 @@ def test_contexts_that_people_ask_for() -> None:
 def test_the_weights_are_not_loaded(
     tiny_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Six gigabytes of weights, all holes, surveyed in one gigabyte of memory."""
+    """Six gigabytes of weights, all holes, inspected in one gigabyte of memory."""
     path, n_ff = tmp_path / "large.gguf", 2**22
     theirs = gguf.GGUFReader(tiny_path)
     writer = gguf.GGUFWriter(path, "llama")
@@ -128,7 +128,7 @@ def test_the_weights_are_not_loaded(
     os.truncate(path, -(-path.stat().st_size // 32) * 32 + end)
     assert path.stat().st_size > 6 * 2**30
     monkeypatch.setattr("streamsink.gguf.inspection.MOST_BYTES", 2**30)
-    found = survey(path, USUAL)
+    found = inspect(path, USUAL)
     assert found.weight_bytes == path.stat().st_size
     assert found.traits.architecture == "llama"
 
@@ -154,7 +154,7 @@ def test_a_damaged_file(tiny_path: Path, tmp_path: Path) -> None:
     torn = tmp_path / "torn.gguf"
     torn.write_bytes(tiny_path.read_bytes()[:20_000])
     with pytest.raises(ModelError, match=r"torn\.gguf is damaged"):
-        survey(torn, USUAL)
+        inspect(torn, USUAL)
     done = run("doctor", str(torn))
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1

@@ -10,7 +10,7 @@ import pytest
 from streamsink import Model, SinkPolicy
 from streamsink.errors import ModelError, UsageError
 from streamsink.gguf.header import Strings
-from streamsink.gguf.inspection import survey
+from streamsink.gguf.inspection import inspect
 from streamsink.gguf.reader import read_header, tensor_names
 from streamsink.gguf.settings import USUAL
 from tests.tiny_gguf import TinyModel, vocabulary
@@ -204,7 +204,7 @@ def test_a_split_model_is_the_whole_one(tiny_path: Path, tmp_path: Path) -> None
         with Model.open(path) as model, model.stream(SinkPolicy(4, 1), 64) as stream:
             scores.append(stream.score(tokens)[1:])
     assert (scores[0] == scores[1]).all()
-    assert survey(parts[0], USUAL).weight_bytes == sum(part.stat().st_size for part in parts)
+    assert inspect(parts[0], USUAL).weight_bytes == sum(part.stat().st_size for part in parts)
 
 
 def test_a_part_that_is_missing_or_damaged_is_named(tiny_path: Path, tmp_path: Path) -> None:
@@ -214,6 +214,6 @@ def test_a_part_that_is_missing_or_damaged_is_named(tiny_path: Path, tmp_path: P
     with pytest.raises(ModelError, match=r"split-00002-of-0000\d\.gguf is damaged"):
         Model.open(parts[0])
     parts[1].unlink()
-    for opening in (Model.open, lambda path: survey(path, USUAL)):
+    for opening in (Model.open, lambda path: inspect(path, USUAL)):
         with pytest.raises(ModelError, match=r"missing: .*split-00002-of-0000\d\.gguf"):
             opening(parts[0])

@@ -13,7 +13,7 @@ import pytest
 
 from streamsink import Model
 from streamsink.errors import ModelError
-from streamsink.gguf.preflight import tried
+from streamsink.gguf.preflight import preflight
 from tests.mutations import KINDS, mutations
 
 N_FILES = 1100
@@ -96,11 +96,11 @@ def test_a_file_is_tried_once(
 
     monkeypatch.setenv("STREAMSINK_HOME", str(tmp_path))
     header = read_header(tiny_path)
-    found = tried(header)
+    found = preflight(header)
     assert 0 < found.shift < 1e-4
     assert 0 < found.place < 1e-4
     monkeypatch.setattr(child, "ask", None)
-    assert tried(header) == found
+    assert preflight(header) == found
 
 
 def test_a_home_that_cannot_be_written_to(
@@ -110,4 +110,4 @@ def test_a_home_that_cannot_be_written_to(
     monkeypatch.setenv("STREAMSINK_HOME", str(tmp_path / "home"))
     from streamsink.gguf.reader import read_header
 
-    assert tried(read_header(tiny_path)).shift < 1e-4
+    assert preflight(read_header(tiny_path)).shift < 1e-4

@@ -17,7 +17,7 @@ from streamsink.cli.doctor import _command
 from streamsink.cli.options import EngineOptions
 from streamsink.errors import MemoryBudgetError
 from streamsink.gguf.budget import context_bytes
-from streamsink.gguf.inspection import Survey, survey
+from streamsink.gguf.inspection import Inspection, inspect
 from streamsink.gguf.recommendation import fits, recommend
 from streamsink.gguf.settings import USUAL, CacheSettings
 from streamsink.llama.context import NativeContext
@@ -36,19 +36,19 @@ STREAMING = [
 
 
 @pytest.fixture(scope="module")
-def surveyed(
+def inspected(
     tmp_path_factory: pytest.TempPathFactory,
-) -> Callable[[str], Survey]:
+) -> Callable[[str], Inspection]:
     """Surveys of the zoo's families, trained on long contexts."""
     folder = tmp_path_factory.mktemp("zoo")
-    known: dict[str, Survey] = {}
+    known: dict[str, Inspection] = {}
 
-    def look(name: str) -> Survey:
+    def look(name: str) -> Inspection:
         if name not in known:
             model = FAMILIES[name].draw(0)
             metadata = {**model.metadata, "context_length": LONG}
             path = dataclasses.replace(model, metadata=metadata).write(folder / f"{name}.gguf")
-            known[name] = survey(path, USUAL, [512, 2048, 8192, LONG])
+            known[name] = inspect(path, USUAL, [512, 2048, 8192, LONG])
         return known[name]
 
     return look
@@ -66,9 +66,9 @@ def free(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 
 @pytest.mark.parametrize("name", STREAMING)
 def test_what_is_recommended_is_opened(
-    name: str, surveyed: Callable[[str], Survey], free: Callable[[int], None]
+    name: str, inspected: Callable[[str], Inspection], free: Callable[[int], None]
 ) -> None:
-    found = surveyed(name)
+    found = inspected(name)
     largest = 0
     with Model(Weights(found.path, 0)) as model:
         for mib in (1, 4, 12, 40, 120, 400, 1300, 4000):
@@ -90,9 +90,11 @@ def test_what_is_recommended_is_opened(
 
 
 @pytest.mark.parametrize("name", STREAMING)
-def test_the_estimate_is_what_llama_cpp_takes(name: str, surveyed: Callable[[str], Survey]) -> None:
+def test_the_estimate_is_what_llama_cpp_takes(
+    name: str, inspected: Callable[[str], Inspection]
+) -> None:
     """Of the cache; keys of MLA come without values, which older versions of llama.cpp kept."""
-    found = surveyed(name)
+    found = inspected(name)
     flash = CacheSettings(flash_attn=True)
     for need in found.needs:
         if need.cache_type == "f16" and need.n_ctx > 2048:  # the log has hundredths of a MiB
@@ -103,10 +105,10 @@ def test_the_estimate_is_what_llama_cpp_takes(name: str, surveyed: Callable[[str
 
 
 def test_a_window_is_not_counted_at_full_context(
-    surveyed: Callable[[str], Survey], free: Callable[[int], None]
+    inspected: Callable[[str], Inspection], free: Callable[[int], None]
 ) -> None:
     """Of a Gemma half of the layers keep a window: what fits by that is opened."""
-    found = surveyed("gemma3")
+    found = inspected("gemma3")
     quick = CacheSettings(flash_attn=True)
     small = context_bytes(found.traits, quick, LONG, swa_full=False)
     whole = context_bytes(found.traits, quick, LONG, swa_full=True)
@@ -118,8 +120,8 @@ def test_a_window_is_not_counted_at_full_context(
             NativeContext(model._weights, LONG, quick, swa_full=True)
 
 
-def test_a_machine_without_room_is_told_so(surveyed: Callable[[str], Survey]) -> None:
-    found = surveyed("llama")
+def test_a_machine_without_room_is_told_so(inspected: Callable[[str], Inspection]) -> None:
+    found = inspected("llama")
     assert "its weights take" in str(recommend(found, found.weight_bytes))
     advice: list[str] = []
     assert _command("m", EngineOptions(), found, found.weight_bytes, advice) is None
@@ -129,11 +131,11 @@ def test_a_machine_without_room_is_told_so(surveyed: Callable[[str], Survey]) ->
 def test_types_that_a_model_refuses_are_not_recommended(tmp_path: Path) -> None:
     """Heads of 16 dimensions hold no block of q8_0; keys of 32 cannot be rotated in it."""
     narrow = TinyModel.create().write(tmp_path / "narrow.gguf")
-    assert {need.cache_type for need in survey(narrow, USUAL, [512]).needs} == {"f16"}
+    assert {need.cache_type for need in inspect(narrow, USUAL, [512]).needs} == {"f16"}
     wide = TinyModel.create(n_head=2, n_head_kv=2).write(tmp_path / "wide.gguf")
-    assert {need.cache_type for need in survey(wide, USUAL, [512]).needs} == {"f16", "q8_0"}
+    assert {need.cache_type for need in inspect(wide, USUAL, [512]).needs} == {"f16", "q8_0"}
     without = CacheSettings(flash_attn=False)
-    assert {need.cache_type for need in survey(wide, without, [512]).needs} == {"f16"}
+    assert {need.cache_type for need in inspect(wide, without, [512]).needs} == {"f16"}
 
 
 # -- the command ----------------------------------------------------------------------------------
@@ -178,8 +180,10 @@ def test_recommended_commands_keep_the_options_and_run(tiny_path: Path, tmp_path
         "{{ messages[0].content.nope() }}",
     ],
 )
-def test_a_template_that_fails_is_no_chat(surveyed: Callable[[str], Survey], template: str) -> None:
-    found = surveyed("llama")
+def test_a_template_that_fails_is_no_chat(
+    inspected: Callable[[str], Inspection], template: str
+) -> None:
+    found = inspected("llama")
     broken = dataclasses.replace(
         found, traits=dataclasses.replace(found.traits, chat_template=template)
     )
@@ -190,9 +194,9 @@ def test_a_template_that_fails_is_no_chat(surveyed: Callable[[str], Survey], tem
 
 
 def test_a_template_is_tried_with_the_models_own_tokens(
-    surveyed: Callable[[str], Survey],
+    inspected: Callable[[str], Inspection],
 ) -> None:
-    found = surveyed("llama")
+    found = inspected("llama")
     template = (
         "{{ raise_exception('no BOS') if not bos_token }}"
         "{% for message in messages %}{{ message.role }}: {{ message.content }}{{ eos_token }}"

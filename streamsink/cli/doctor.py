@@ -16,13 +16,13 @@ from streamsink.cli.table import show
 from streamsink.errors import StreamsinkError, UsageError
 from streamsink.gguf.advice import warnings
 from streamsink.registry.files import resolve
-from streamsink.system.child import SURVEYOR, Child
+from streamsink.system.child import INSPECTOR, Child
 from streamsink.system.memory import available_bytes
 from streamsink.system.sizes import gib
 
 if TYPE_CHECKING:
     from streamsink.core.capabilities import Capabilities
-    from streamsink.gguf.inspection import Need, Survey
+    from streamsink.gguf.inspection import Inspection, Need
 
 PROMPT = "Once upon a time"
 """Of a recommended command that goes on from a text."""
@@ -50,10 +50,10 @@ def doctor(
     settings = engine.settings()
     path = Path(resolve(model))
     # Begun before NumPy and the rest are imported here: both take a quarter of a second.
-    with Child(SURVEYOR, gpu=True) as process:
-        from streamsink.gguf.inspection import survey
+    with Child(INSPECTOR, gpu=True) as process:
+        from streamsink.gguf.inspection import inspect
 
-        found = survey(path, settings, contexts, engine.gpu_layers, process)
+        found = inspect(path, settings, contexts, engine.gpu_layers, process)
     free = available_bytes() if found.gpu_bytes is None else found.gpu_bytes
     n_ctx = max(contexts, default=None)
     advice = warnings(found.traits, settings, n_ctx=n_ctx, chat=True)
@@ -82,7 +82,7 @@ def _contexts(text: str) -> list[int]:
 # -- a model --------------------------------------------------------------------------------------
 
 
-def _show_model(found: Survey, free: int) -> None:
+def _show_model(found: Inspection, free: int) -> None:
     from streamsink.gguf.recommendation import fits
 
     show(("model", found.path.name), [[name, text] for name, text in _traits(found)])
@@ -115,7 +115,7 @@ def _show_model(found: Survey, free: int) -> None:
         )
 
 
-def _traits(found: Survey) -> list[tuple[str, str]]:
+def _traits(found: Inspection) -> list[tuple[str, str]]:
     """Names and texts of what a model is like, without what it has not."""
     t = found.traits
     rope = t.rope if t.scaling == "none" else f"{t.rope}, {t.scaling}"
@@ -171,17 +171,17 @@ def _ranges(layers: tuple[int, ...]) -> str:
     return ", ".join("-".join(map(str, part)) for part in parts)
 
 
-def _total(found: Survey, need: Need) -> int:
+def _total(found: Inspection, need: Need) -> int:
     return found.weight_bytes + need.cache_bytes + need.scratch_bytes
 
 
-def _able(found: Survey) -> Capabilities:
+def _able(found: Inspection) -> Capabilities:
     """What a stream may do, sliding windows kept whole where it rotates."""
     return found.able(found.settings, swa_full=True)
 
 
 def _command(
-    model: str, engine: EngineOptions, found: Survey, free: int, advice: list[str]
+    model: str, engine: EngineOptions, found: Inspection, free: int, advice: list[str]
 ) -> str | None:
     """The command line to begin with, under the options that were given; None where there is none.
 
@@ -206,7 +206,7 @@ def _command(
     return shlex.join(["streamsink", "chat", name, *options])
 
 
-def _no_chat(found: Survey) -> str:
+def _no_chat(found: Inspection) -> str:
     """Why a model's template cannot be used; '' where it can."""
     from streamsink.chat.template import ChatTemplate
 
@@ -219,7 +219,7 @@ def _no_chat(found: Survey) -> str:
     return ""
 
 
-def _record(found: Survey, free: int, advice: list[str], command: str | None) -> dict[str, Any]:
+def _record(found: Inspection, free: int, advice: list[str], command: str | None) -> dict[str, Any]:
     able = _able(found)
     return {
         "path": str(found.path),

@@ -42,7 +42,7 @@ class Need:
 
 
 @dataclass(frozen=True, slots=True)
-class Survey:
+class Inspection:
     """What was found out.
 
     Attributes
@@ -56,7 +56,7 @@ class Survey:
     special_texts : dict of str
         Texts of special tokens; see `Model.special_texts`.
     settings : CacheSettings
-        The settings that it was surveyed for.
+        The settings that it was inspected for.
     shifts : bool
         Whether llama.cpp can shift the cache, sliding windows kept whole.
     measured : Measured
@@ -92,13 +92,13 @@ class Survey:
         return (large - small) / (many - few)
 
 
-def survey(
+def inspect(
     path: Path,
     settings: CacheSettings,
     contexts: Sequence[int] = (),
     n_gpu_layers: int | None = None,
     process: child.Child | None = None,
-) -> Survey:
+) -> Inspection:
     """Find out about a file.
 
     Parameters
@@ -113,7 +113,7 @@ def survey(
     n_gpu_layers : int, optional
         See `Model.open`.
     process : Child, optional
-        A process of `child.SURVEYOR` that was begun already; it is ended.
+        A process of `child.INSPECTOR` that was begun already; it is ended.
 
     Raises
     ------
@@ -130,14 +130,14 @@ def survey(
         "n_bytes": MOST_BYTES,
     }
     try:
-        with process or child.Child(child.SURVEYOR, gpu=True) as surveyor:
+        with process or child.Child(child.INSPECTOR, gpu=True) as inspector:
             # Checked here, all parts, before llama.cpp sees them and while the process begins.
             tensor_names(read_header(path))
-            found = surveyor.ask(request, seconds=SECONDS)
+            found = inspector.ask(request, seconds=SECONDS)
     except child.Died as death:
         raise dies(path, death) from None
     traits = Traits.from_dict(found["traits"])
-    return Survey(
+    return Inspection(
         path=path,
         weight_bytes=found["weight_bytes"],
         traits=traits,

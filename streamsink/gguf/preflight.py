@@ -47,7 +47,7 @@ class Measured:
 UNMEASURED = Measured()
 
 
-def tried(header: Header) -> Measured:
+def preflight(header: Header) -> Measured:
     """What the trial of a file found; it is held now if there was none.
 
     Raises

@@ -1,4 +1,4 @@
-"""With which context and cache to begin on a model that was surveyed: one that a stream opens."""
+"""With which context and cache to begin on a model that was inspected: one that a stream opens."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from streamsink.core.placement import choose
 from streamsink.core.policy import SinkPolicy
 from streamsink.errors import CapabilityError
 from streamsink.gguf.budget import PART, context_bytes, largest
-from streamsink.gguf.inspection import Need, Survey, cache_settings
+from streamsink.gguf.inspection import Inspection, Need, cache_settings
 from streamsink.gguf.settings import CacheSettings
 from streamsink.system.sizes import gib
 
@@ -17,7 +17,7 @@ ROOM = 0.9
 LEAST = 256
 """Tokens of context in which a question and its answer find room."""
 USUAL = 2048
-"""Tokens of context to try where none of those surveyed fits."""
+"""Tokens of context to try where none of those inspected fits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class Recommendation:
     n_ctx : int
         Tokens of context.
     settings : CacheSettings
-        Those of the survey, with types of the cache.
+        Those of the inspection, with types of the cache.
     policy : SinkPolicy
         Its placement is one that is right on the model.
     """
@@ -39,14 +39,14 @@ class Recommendation:
     policy: SinkPolicy
 
 
-def fits(found: Survey, need: Need, free: int, *, swa_full: bool = False) -> bool:
+def fits(found: Inspection, need: Need, free: int, *, swa_full: bool = False) -> bool:
     """Whether a context and the weights fit, by llama.cpp's own figures and by ours.
 
     A stream is opened or refused by ours (`streamsink.gguf.budget`): what is said to fit is opened.
 
     Parameters
     ----------
-    found : Survey
+    found : Inspection
         The model.
     need : Need
         What llama.cpp says of the context.
@@ -68,12 +68,12 @@ def fits(found: Survey, need: Need, free: int, *, swa_full: bool = False) -> boo
     return context_bytes(found.traits, settings, need.n_ctx, swa_full=swa_full) <= PART * left
 
 
-def recommend(found: Survey, free: int) -> Recommendation | str:
-    """The largest context, of those surveyed, that fits; or why there is none.
+def recommend(found: Inspection, free: int) -> Recommendation | str:
+    """The largest context, of those inspected, that fits; or why there is none.
 
     Parameters
     ----------
-    found : Survey
+    found : Inspection
         The model.
     free : int
         Bytes that are free where its layers go.
@@ -96,7 +96,7 @@ def recommend(found: Survey, free: int) -> Recommendation | str:
 
 
 def _fitting(
-    found: Survey, free: int, streaming: list[CacheSettings], policy: SinkPolicy
+    found: Inspection, free: int, streaming: list[CacheSettings], policy: SinkPolicy
 ) -> Recommendation | str:
     swa_full = policy.placement == "rotate"
     within = found.traits.n_ctx_within(found.settings)

@@ -22,7 +22,7 @@ from streamsink.core.policy import SinkPolicy
 from streamsink.engine.stream import Stream
 from streamsink.errors import CacheError, UsageError
 from streamsink.gguf.cache_types import CACHE_TYPES
-from streamsink.gguf.preflight import tried
+from streamsink.gguf.preflight import preflight
 from streamsink.gguf.reader import read_header
 from streamsink.gguf.settings import ROPE_SCALINGS, CacheSettings
 from streamsink.integrations.logprobs import Chosen, Newest, told
@@ -86,7 +86,7 @@ def attach(
     weights = Weights.borrowed(
         llama.model,
         path,
-        tried(read_header(path)),
+        preflight(read_header(path)),
         offloads=llama.model_params.n_gpu_layers != 0 and native.llama_supports_gpu_offload(),
     )
     params = llama.context_params

@@ -47,7 +47,7 @@ BEGIN = (
     "sys.modules.update({'llama_cpp': util.module_from_spec(spec)} if spec else {}); "
     "runpy.run_module(sys.argv.pop(1), run_name='__main__')"
 )
-SURVEYOR = "streamsink.llama.inspect_child"
+INSPECTOR = "streamsink.llama.inspect_child"
 """The module that `streamsink.gguf.inspection` asks. Named here, so that it can be started before
 that is imported."""
 
