@@ -122,6 +122,7 @@ OPERATIONS: dict[str, Callable[[Stream], object]] = {
     "tokens_between": lambda stream: stream.tokens_between(1, 3),
     "pinned_ranges": lambda stream: stream.pinned_ranges,
     "begin_turn": Stream.begin_turn,
+    "capture": Stream.capture,
     "logits": Stream.logits,
     "rewind": lambda stream: stream.rewind(stream._controller.ledger.next_index - 1),
     "save": lambda stream: stream.save(FILE),
