@@ -247,7 +247,8 @@ def test_one_chat_template_from_several_threads() -> None:
         assert all(pool.map(renders, "abcd"))
 
 
-def again_and_again(template: ChatTemplate) -> None:
+def until_interrupted(template: ChatTemplate, timer: threading.Timer) -> None:
+    timer.start()
     while True:
         template.render([{"role": "user", "content": "before"}], False)
 
@@ -259,8 +260,7 @@ def test_after_an_interrupted_template_the_next_text_is_its_own() -> None:
     )
     for chosen, delay in [(template, 1e-4), (template, 5e-4), (endless, 0.2), (template, 2e-3)]:
         timer = threading.Timer(delay, lambda: signal.raise_signal(signal.SIGINT))
-        timer.start()
         with pytest.raises(KeyboardInterrupt):
-            again_and_again(chosen)
+            until_interrupted(chosen, timer)
         timer.join()
         assert template.render([{"role": "user", "content": "after"}], False) == "after"

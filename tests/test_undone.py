@@ -12,7 +12,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -224,6 +224,27 @@ def test_restoring_is_undone_too(template: ChatTemplate, tmp_path: Path) -> None
 
 
 # -- signals ------------------------------------------------------------------------------------
+
+
+class Lost(Exception):
+    """What ends a transaction."""
+
+
+@pytest.mark.parametrize("n_tokens", [N_CTX - 2, 2 * N_CTX])
+def test_rewound_below_its_beginning(n_tokens: int) -> None:
+    """What a transaction takes back of before, and overwrites, is there again once it fails."""
+    text = [7 * at % 250 for at in range(n_tokens)]
+    fake = FakeBackend(N_CTX + 7, 8, 8)
+    with Stream(fake, SinkPolicy(4, 1, "reanchor", 9), N_CTX) as stream:
+        stream.feed(text)
+        logits, visible = stream.logits(), stream.visible_tokens()
+        with suppress(Lost), stream.transaction():
+            stream.rewind(n_tokens - 5)
+            stream.feed([1, 2, 3])
+            raise Lost
+        assert (stream.visible_tokens(), stream.stats.index) == (visible, n_tokens)
+        # Evaluated anew, the last five no longer remember what was evicted.
+        assert (stream.logits() == logits).all() == (n_tokens < N_CTX)
 
 
 @pytest.mark.parametrize("number", [signal.SIGALRM, signal.SIGUSR1, signal.SIGTERM])

@@ -70,9 +70,16 @@ class Keeping:
         """
         try:
             self._saver.close()
-        finally:
-            if self._kept:
-                self._kept.release()
+        except KeyboardInterrupt:  # it is still being written: the lock goes with the process
+            raise
+        except BaseException:
+            self._release()
+            raise
+        self._release()
+
+    def _release(self) -> None:
+        if self._kept:
+            self._kept.release()
 
     def check(self) -> None:
         """Raise what went wrong with a file that was written aside, once."""

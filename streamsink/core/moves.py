@@ -58,7 +58,6 @@ def _rebuild_all(state: State, tape: Tape, n_batch: int) -> Plan:
         state,
         state.but(
             ledger=ledger,
-            lanes=(),
             is_scattered=False,
             has_logits=done and n_ready > 0,
             is_shifting=False,
@@ -98,7 +97,6 @@ def _rebuild_head(state: State, tape: Tape, n_batch: int) -> Plan:
         state,
         state.but(
             ledger=ledger.lacking(Missing.HEAD if n_head else Missing.NOTHING, n_ready),
-            lanes=(),
             has_logits=False,
             is_shifting=False if tokens else state.is_shifting,
             cause=state.cause if n_head else "",
@@ -129,7 +127,7 @@ def rebase(state: State, able: Capabilities, most: int) -> Plan | None:
     delta = -ledger.first_pos
     return Plan(
         state,
-        state.but(ledger=ledger.shifted(delta), counters=counters, lanes=(), is_shifting=True),
+        state.but(ledger=ledger.shifted(delta), counters=counters, is_shifting=True),
         (Shift(MAIN, ledger.first_pos, ledger.next_pos, delta),),
         told=(Happened("rebase", ledger.n_live),),
     )
@@ -155,7 +153,7 @@ def close_gap(state: State) -> Plan | None:
     if shift:
         (start, stop), delta = shift
         ops = (Shift(MAIN, start, stop, delta),)
-    then = state.but(ledger=after, lanes=(), is_shifting=shift is not None or state.is_shifting)
+    then = state.but(ledger=after, is_shifting=shift is not None or state.is_shifting)
     if after.sink_lag:
         return Plan(state, then, ops)
     counters = replace(state.counters, shifts=state.counters.shifts + 1)

@@ -70,8 +70,6 @@ class Base(Closing):
         self._tokenizer = context.tokenizer
         self._door = Door()
         self._alone = Exclusive(self._door, before=self._enter, after=self._tell)
-        # The same for steps of a generation, the first of which is entered like all calls.
-        self._stepping = Exclusive(self._door, before=self._enter, after=self._tell, anew=False)
         # The same for what changes nothing, and for a stream that is closed already.
         self._still = Exclusive(self._door)
         self._controller = Controller(

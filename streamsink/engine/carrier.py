@@ -67,10 +67,10 @@ class Carrier:
                 context.decode_lanes(rows.tokens, rows.pos, rows.lanes, outputs)
             else:
                 context.decode(rows.tokens, rows.pos, rows.seq, outputs)
-        except Exception as error:
+        except (StreamsinkError, MemoryError) as error:
             self._take_back(plan, error, n_done)
             raise
-        except BaseException:  # not of the context's: nobody knows how far it came
+        except BaseException:  # not of the context's, as a signal's: nobody knows how far it came
             self.clear_doubt()
             raise
         if not feeds:

@@ -72,7 +72,7 @@ class Feeding(Base):
             if not tokens:
                 return scores
             start = time.perf_counter()
-            if not self._controller.is_empty:
+            if self._controller.live():
                 scores[:1] = nll(self._driver.logits(), tokens[:1])
             self._take_in(tokens, scores)
             self._feeding.add(len(tokens), start)

@@ -135,7 +135,7 @@ class Generating(Base):
         while max_tokens is None or n < max_tokens:
             step: Step | None = None
             try:
-                with self._stepping:
+                with self._alone:
                     start = time.perf_counter()
                     if self._sampler is not sampler:
                         raise UsageError(

@@ -17,40 +17,44 @@ class Saver(Closing):
     """
 
     def __init__(self) -> None:
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
         self._waiting: Callable[[], object] | None = None
-        self._is_busy = False
+        # Not a daemon: a process that ends waits for it.
+        self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
     @property
     def is_busy(self) -> bool:
         """Whether something is under way."""
-        return self._is_busy
+        return self._thread is not None
 
     def give(self, work: Callable[[], object]) -> None:
         """Have something done, soon; it takes the place of what waits."""
-        with self._changed:
+        with self._lock:
             self._waiting = work
-            if self._is_busy:
+            thread = self._thread
+            if thread is not None and thread.ident is not None:
                 return
-            self._is_busy = True
+            self._thread = thread = threading.Thread(target=self._work, name="streamsink-saver")
         try:
-            # Not a daemon: a process that ends waits for it.
-            threading.Thread(target=self._work, name="streamsink-saver").start()
+            thread.start()
         except RuntimeError:  # no thread is to be had
             self._work()
 
     def check(self) -> None:
         """Raise what was raised in the thread, once; the newest error if there are several."""
-        with self._changed:
+        with self._lock:
             error, self._error = self._error, None
         if error is not None:
             raise error
 
     def wait(self) -> None:
         """Wait until all is done; raise as `check` does."""
-        with self._changed:
-            self._changed.wait_for(lambda: not self._is_busy)
+        while (thread := self._thread) is not None:
+            if thread.ident is None:  # Ctrl-C came before it was started
+                self._work()
+            else:
+                thread.join()
         self.check()
 
     def close(self) -> None:
@@ -59,14 +63,13 @@ class Saver(Closing):
 
     def _work(self) -> None:
         while True:
-            with self._changed:
+            with self._lock:
                 work, self._waiting = self._waiting, None
                 if work is None:
-                    self._is_busy = False
-                    self._changed.notify_all()
+                    self._thread = None
                     return
             try:
                 work()
             except BaseException as error:
-                with self._changed:
+                with self._lock:
                     self._error = error

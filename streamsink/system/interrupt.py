@@ -10,7 +10,7 @@ import _signal  # type: ignore[import-not-found]
 import contextlib
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -29,31 +29,27 @@ class DeferredSignals:
     Python runs a signal's handler between any two bytecodes of the main thread, so also between a
     change of the cache and its entry in the ledger; and any handler may raise, as that of Ctrl-C
     does. Other threads never run one.
-
-    Parameters
-    ----------
-    anew : bool
-        Look through all signals for those that have a handler in Python, which takes 3 us; or take
-        those that had one when it was last done.
     """
 
-    _handled: Sequence[int] = ()
+    # All handlers at the last look, and which of them are Python's: they hardly ever change.
+    _last: tuple[tuple[Any, ...], list[tuple[int, Any]]] = ((), [])
 
-    def __init__(self, *, anew: bool = True) -> None:
+    def __init__(self) -> None:
         self._noted: list[tuple[int, FrameType | None]] = []
         self._handlers: list[tuple[int, Any]] = []
         if threading.get_ident() != threading.main_thread().ident:
             return
-        if anew:
-            # The module behind `signal`, which takes 40 us for all of them and this one 3. Only a
-            # Python handler can tear anything; one set from C (None) or SIG_IGN cannot.
-            DeferredSignals._handled = [n for n in _SIGNALS if callable(_signal.getsignal(n))]
+        # The module behind `signal`, which takes 40 us for all of them and this one 2.
+        found = tuple(map(_signal.getsignal, _SIGNALS))
+        last, handled = DeferredSignals._last
+        if found != last:
+            # Only a Python handler can tear anything; one set from C (None) or SIG_IGN cannot.
+            handled = [one for one in zip(_SIGNALS, found, strict=True) if callable(one[1])]
+            DeferredSignals._last = found, handled
         try:
-            for number in self._handled:
-                handler = _signal.getsignal(number)
-                if callable(handler):
-                    self._handlers.append((number, handler))
-                    _signal.signal(number, self._note)
+            for one in handled:
+                self._handlers.append(one)
+                _signal.signal(one[0], self._note)
         except BaseException:  # of a signal that is not yet held back
             self.let_go()
             raise
@@ -123,8 +119,6 @@ class Exclusive:
     after : callable, optional
         Called on the way out, whatever happened; the section is free then. Of sections within
         another one, the outermost calls it.
-    anew : bool
-        See `DeferredSignals`: not for what is entered thousands of times a second.
     """
 
     def __init__(
@@ -132,10 +126,7 @@ class Exclusive:
         door: Door,
         before: Callable[[], object] = lambda: None,
         after: Callable[[], object] = lambda: None,
-        *,
-        anew: bool = True,
     ) -> None:
-        self._anew = anew
         self._door = door
         self._before = before
         self._after = after
@@ -151,7 +142,7 @@ class Exclusive:
             return
         # Held back before the lock is taken and until it is free again: a signal in between would
         # leave it taken for good.
-        held = DeferredSignals(anew=self._anew)
+        held = DeferredSignals()
         if not door.lock.acquire(blocking=False):
             held.let_go()
             raise BusyError(
