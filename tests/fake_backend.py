@@ -13,7 +13,6 @@ from __future__ import annotations
 import pickle
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 
@@ -22,7 +21,7 @@ from streamsink.core.ledger import Span
 from streamsink.core.plan import MAIN
 from streamsink.core.sampling import Sampling
 from streamsink.core.snapshot import CacheKey
-from streamsink.engine.context import Logits, Sampler
+from streamsink.engine.context import Logits, Outputs, Sampler
 from streamsink.errors import CacheError, DecodeError
 
 N_VOCAB = 258
@@ -115,13 +114,11 @@ class FakeBackend:
 
     # -- decoding -------------------------------------------------------------------------------
 
-    def decode(
-        self, tokens: Sequence[int], pos: int, seq: int, rows: Literal["last", "all"]
-    ) -> None:
+    def decode(self, tokens: Sequence[int], pos: int, seq: int, rows: Outputs) -> None:
         self._decode(tokens, pos, [[seq]] * len(tokens), rows)
 
     def decode_lanes(
-        self, tokens: Sequence[int], pos: int, lanes: Sequence[int], rows: Literal["last", "all"]
+        self, tokens: Sequence[int], pos: int, lanes: Sequence[int], rows: Outputs
     ) -> None:
         # The first of a token's sequences is the one that it sees.
         self._decode(tokens, pos, [list(range(lane, MAIN - 1, -1)) for lane in lanes], rows)
@@ -131,7 +128,7 @@ class FakeBackend:
         tokens: Sequence[int],
         pos: int,
         sets: Sequence[Sequence[int]],
-        rows: Literal["last", "all"],
+        rows: Outputs,
     ) -> None:
         self._alive()
         if not 0 < len(tokens) <= self.n_batch:
@@ -153,7 +150,7 @@ class FakeBackend:
             here = pos + at
             seen = ((here - c.pos, c.value) for c in self._of(members[0]) if c.pos < here)
             self.cells.append(Cell(token, here, value_of(token, seen), set(members)))
-            if rows == "all" or at == len(tokens) - 1:
+            if rows == "all" or (rows == "last" and at == len(tokens) - 1):
                 self._rows.append(self.cells[-1].value)
 
     def _check_positions(self, pos: int, sets: Sequence[Sequence[int]]) -> None:

@@ -18,7 +18,7 @@ from streamsink.core.ledger import Span
 from streamsink.core.plan import MAIN
 from streamsink.core.sampling import Sampling
 from streamsink.core.snapshot import CacheKey
-from streamsink.engine.context import Logits, Sampler
+from streamsink.engine.context import Logits, Outputs, Sampler
 from streamsink.errors import (
     CacheError,
     CapabilityError,
@@ -172,15 +172,13 @@ class FaultyBackend:
         for fault in faults:
             fault.after(self)
 
-    def decode(
-        self, tokens: Sequence[int], pos: int, seq: int, rows: Literal["last", "all"]
-    ) -> None:
+    def decode(self, tokens: Sequence[int], pos: int, seq: int, rows: Outputs) -> None:
         with self._call("decode"):
             self.fake.decode(tokens, pos, seq, rows)
             self.shift_waits = False
 
     def decode_lanes(
-        self, tokens: Sequence[int], pos: int, lanes: Sequence[int], rows: Literal["last", "all"]
+        self, tokens: Sequence[int], pos: int, lanes: Sequence[int], rows: Outputs
     ) -> None:
         with self._call("decode_lanes"):
             self.fake.decode_lanes(tokens, pos, lanes, rows)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from streamsink.core.capabilities import Capabilities, Verdict
-from streamsink.core.controller import Controller
+from streamsink.core.controller import SINGLY, Controller
 from streamsink.core.events import Event
 from streamsink.core.ledger import Missing
 from streamsink.core.plan import MAIN, SCRATCH, Plan, Rows
@@ -62,7 +62,7 @@ class Failed(Exception):
 
 policies = st.builds(
     SinkPolicy,
-    n_keep=st.integers(0, 5),
+    n_keep=st.integers(0, 5) | st.just(N_CTX - 1),
     n_discard=st.sampled_from([1, 2, 3, "half"]),
     placement=st.sampled_from(["rotate", "reanchor"]),
     slack=st.integers(0, 9),
@@ -146,6 +146,49 @@ class CoreMachine(RuleBasedStateMachine):
 
     # -- what is done ---------------------------------------------------------------------------
 
+    @rule(n=st.integers(1, 25), cut_at=st.none() | st.integers(0, 25), part=st.integers(0, 2))
+    def feed_singly(self, n: int, cut_at: int | None, part: int) -> None:
+        """Token by token, as far as it goes without a plan for each; one step is cut off."""
+        for done in range(n):
+            index = self.core.n_given
+            self.core.take([token_of(index)])
+            assert self.core.n_pending == 1
+            before = self.core.state
+            expected = self.core._planner.advance(before, self.core._tape, SINGLY)
+            if (step := self.core.begin_step()) is None:
+                self.core.drop(index)
+                self.feed(1, None)
+                continue
+            token, pos, gone = step
+            assert self.core.state == before
+            plan = self.core.in_doubt() if done == cut_at else None
+            assert plan is None or plain(plan) == plain(expected)
+            if gone is not None and (plan is None or part > 0):
+                self.paper.remove(MAIN, gone, gone + 1)
+            if plan is None:
+                assert expected.rows == Rows([token], pos)
+                self.decode(expected, Rows([token], pos))
+                self.core.commit_step()
+                assert self.core.state == expected.then
+                assert self.core.in_doubt() is None
+                continue
+            if part > 1:
+                self.paper.of(MAIN)[pos] = index
+            self.paper.remove(MAIN, pos, -1)
+            for op in plan.back or ():
+                op.act_on(self.paper)
+            self.core.give_up(plan)
+            self.forget_what_left()
+            self.core.drop(index)
+
+    def forget_what_left(self) -> None:
+        """What has left to make room for a decode that failed has left; nothing else happened."""
+        gone = len(told(self.events)) - len(self.evicted)
+        if gone:
+            n_pinned = self.core.ledger.n_pinned
+            self.evicted += self.live[n_pinned : n_pinned + gone]
+            del self.live[n_pinned : n_pinned + gone]
+
     @rule(n=st.just(1) | st.integers(1, 25), fails_at=st.none() | st.just(0) | st.integers(1, 6))
     def feed(self, n: int, fails_at: int | None) -> None:
         first = self.core.state.n_given
@@ -159,12 +202,7 @@ class CoreMachine(RuleBasedStateMachine):
             try:
                 self.carry_out(plan, fails=fails)
             except Failed:
-                # What has left to make room has left; nothing else has happened.
-                gone = len(told(self.events)) - len(self.evicted)
-                if gone:
-                    n_pinned = self.core.ledger.n_pinned
-                    self.evicted += self.live[n_pinned : n_pinned + gone]
-                    del self.live[n_pinned : n_pinned + gone]
+                self.forget_what_left()
 
     def settle(self) -> None:
         while plan := self.core.plan_settling(N_BATCH):
@@ -250,6 +288,11 @@ class CoreMachine(RuleBasedStateMachine):
             assert cells == expected
             if not core.state.lanes:
                 assert not any(cells for seq, cells in self.paper.seqs.items() if seq != MAIN)
+
+
+def plain(plan: Plan) -> Any:
+    """What a plan says, without the function in it."""
+    return plan.base, plan.then, plan.ops, plan.rows, plan.back, plan.told
 
 
 def token_of(index: int) -> int:

@@ -276,13 +276,24 @@ class FaultMachine(StreamMachine):
         self.stream = Stream(self.faulty, policy, N_CTX, on_evict=self.gone.append, rebase_at=80)
         self.plain: TornPlainStream = TornPlainStream()
         self.retaken = False
-        plain_truncate = self.stream._driver.truncate
+        driver = self.stream._driver
+        plain_truncate, plain_logits = driver.truncate, driver._make_logits
 
         def truncate(n: int) -> None:
             plain_truncate(n)
             self.retaken = True
 
-        self.stream._driver.truncate = truncate  # type: ignore[method-assign]
+        def make_logits() -> None:
+            state = driver.controller.state
+            is_whole = state.ledger.missing is Missing.NOTHING and not state.has_logits
+            if is_whole and state.ledger.n_live and not state.ledger.n_newest:
+                # They are those of the head, which is read anew for it.
+                self.plain.torn = True
+                self.plain.bring_up(self.policy)
+            plain_logits()
+
+        driver.truncate = truncate  # type: ignore[method-assign]
+        driver._make_logits = make_logits  # type: ignore[method-assign]
 
     def undergo(
         self, operation: Callable[[], object], tokens: Sequence[int], strikes: Strikes

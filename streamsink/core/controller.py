@@ -16,6 +16,7 @@ known that left cells in doubt, and how they are brought back (`Controller.in_do
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 from streamsink.core import lanes, moves
 from streamsink.core.capabilities import Capabilities
@@ -25,9 +26,16 @@ from streamsink.core.pinned import Pinned
 from streamsink.core.plan import Happened, Plan
 from streamsink.core.planner import Grant, Planner
 from streamsink.core.policy import SinkPolicy
+from streamsink.core.run import Run
 from streamsink.core.snapshot import Piece, Snapshot
 from streamsink.core.state import State
 from streamsink.core.tape import Tape
+
+SINGLY = Grant(1, one_by_one=True)
+"""What a step of a run has."""
+
+Step: TypeAlias = tuple[int, int, int | None]
+"""A step of a run: the token to decode and its position, and that of the one that leaves first."""
 
 
 class Controller:
@@ -47,11 +55,6 @@ class Controller:
         Whether a token ends a sentence.
     report : callable, optional
         Called with every `Event`; it may only take note.
-
-    Attributes
-    ----------
-    state : State
-        Where the stream stands.
 
     Raises
     ------
@@ -74,9 +77,10 @@ class Controller:
         self._report = report
         self._tape = Tape()
         self._begun: Plan | None = None
+        self._run: Run | None = None
         pinned = Pinned()
         n_keep = pinned.n_keep(policy, Ledger())
-        self.state = State(
+        self._state = State(
             policy, pinned, self._planner.choose(policy, n_keep), Ledger(n_keep=n_keep)
         )
 
@@ -87,9 +91,16 @@ class Controller:
 
     @rebase_at.setter
     def rebase_at(self, pos: int) -> None:
+        self._here()
         self._planner.rebase_at = pos
 
     # -- what there is --------------------------------------------------------------------------
+
+    @property
+    def state(self) -> State:
+        """Where the stream stands."""
+        run = self._run
+        return run.state if run else self._state
 
     @property
     def ledger(self) -> Ledger:
@@ -97,15 +108,31 @@ class Controller:
         return self.state.ledger
 
     @property
+    def n_given(self) -> int:
+        """Tokens taken in so far."""
+        run = self._run
+        return run.n_given if run else self._state.n_given
+
+    @property
+    def next_index(self) -> int:
+        """Index of the next token to be decoded."""
+        run = self._run
+        return run.index + run.n_done if run else self._state.ledger.next_index
+
+    @property
+    def n_pending(self) -> int:
+        """Tokens taken in and not decoded yet."""
+        return self.n_given - self.next_index
+
+    @property
     def is_done(self) -> bool:
         """Whether nothing is pending, and no lane stands."""
-        state = self.state
-        return state.n_given == state.ledger.next_index and not state.lanes
+        return not self.n_pending and not self.state.lanes
 
     @property
     def is_empty(self) -> bool:
         """Whether no token is live, and none has been."""
-        return not (self.state.n_given or self.ledger.n_live)
+        return not (self.n_given or self.ledger.n_live)
 
     def ids(self, *ranges: range) -> list[int]:
         """Ids of live tokens, by their indices."""
@@ -113,7 +140,7 @@ class Controller:
 
     def pending(self) -> list[int]:
         """Ids of the tokens that are not decoded yet."""
-        return self._tape.read(range(self.ledger.next_index, self.state.n_given))
+        return self._tape.read(range(self.next_index, self.n_given))
 
     def live(self) -> list[int]:
         """Ids of all that the model will see: the live tokens, and the pending ones."""
@@ -123,19 +150,23 @@ class Controller:
 
     def take(self, tokens: Sequence[int]) -> None:
         """Take tokens in: they are pending until a plan has decoded them."""
-        n_given = self.state.n_given
+        run, n_given = self._run, self.n_given
         self._tape.write(n_given, tokens)
-        self.state = self.state.but(n_given=n_given + len(tokens))
+        if run:
+            run.n_given = n_given + len(tokens)
+        else:
+            self._state = self._state.but(n_given=n_given + len(tokens))
 
     def drop(self, index: int) -> None:
         """Let go of the pending tokens from an index on."""
-        kept = tuple(place for place in self.state.boundaries if place <= index)
-        self.state = self.state.but(n_given=index, boundaries=kept)
+        state = self._here()
+        kept = tuple(place for place in state.boundaries if place <= index)
+        self._state = state.but(n_given=index, boundaries=kept)
 
     def begin_turn(self) -> None:
         """Note that a turn begins with the next token that is given."""
-        state = self.state
-        self.state = state.but(boundaries=moves.merged(state.boundaries, (state.n_given,)))
+        state = self._here()
+        self._state = state.but(boundaries=moves.merged(state.boundaries, (state.n_given,)))
 
     def adopted(self, policy: SinkPolicy, pinned: Pinned, n_keep: int | None = None) -> State:
         """The state under another policy, which acts from the next token on.
@@ -166,16 +197,16 @@ class Controller:
 
     def reset(self) -> None:
         """Forget everything but the policy; cells are cleared before the next token."""
-        state = self.state
+        state = self._here()
         pinned = Pinned(n_system=state.pinned.n_system)
         fresh = State(state.policy, pinned, state.choice, Ledger(n_keep=state.ledger.n_keep))
-        self.state = fresh.without_cells()
+        self._state = fresh.without_cells()
 
     # -- plans ----------------------------------------------------------------------------------
 
     def plan(self, grant: Grant) -> Plan:
         """The next step on the way to having all pending tokens decoded; see `is_done`."""
-        return self._planner.advance(self.state, self._tape, grant)
+        return self._planner.advance(self._here(), self._tape, grant)
 
     @property
     def uses_lanes(self) -> bool:
@@ -184,7 +215,7 @@ class Controller:
 
     def plan_settling(self, n_batch: int) -> Plan | None:
         """The next step on the way to cells that are the ledger's and no others; None there."""
-        state = self.state
+        state = self._here()
         return lanes.take_down(state) if state.lanes else moves.rebuild(state, self._tape, n_batch)
 
     def plan_eviction(self, n: int, *, protected: int = 0) -> Plan:
@@ -192,7 +223,7 @@ class Controller:
 
         The oldest ``protected`` tokens stay, though some of them may not be pinned.
         """
-        state = self.state
+        state = self._here()
         n_keep = state.ledger.n_keep
         under = state.but(ledger=state.ledger.keeping(max(n_keep, protected)))
         plan = moves.evict(under, n)
@@ -201,11 +232,11 @@ class Controller:
 
     def plan_compaction(self) -> Plan | None:
         """Put scattered cells together; None where they are."""
-        return moves.compact(self.state)
+        return moves.compact(self._here())
 
     def plan_truncation(self, n: int) -> Plan:
         """Take the ``n`` newest tokens, which are in the window, out: they are pending then."""
-        return moves.truncate(self.state, n)
+        return moves.truncate(self._here(), n)
 
     def plan_splice(
         self, at: int, n: int, tokens: Sequence[int], under: State, *, exact: bool
@@ -226,7 +257,7 @@ class Controller:
         """
         _, index = self.ledger.splice(at, n, len(tokens))
         self._tape.write(index, tokens)
-        plan = moves.splice(self.state, at, n, len(tokens), self._planner.able, exact=exact)
+        plan = moves.splice(self._here(), at, n, len(tokens), self._planner.able, exact=exact)
         then = plan.then.but(
             policy=under.policy,
             pinned=under.pinned,
@@ -242,38 +273,94 @@ class Controller:
         self._begun = plan
 
     def commit(self, plan: Plan, ms: float = 0.0) -> None:
-        """Note that a plan has been carried out. The ledger moves here and nowhere else."""
-        self.state = plan.then
+        """Note that a plan has been carried out. The ledger moves here, and in `commit_step`."""
+        self._state = plan.then
         if plan.told:
             self._tell(plan.told, ms)
 
     def give_up(self, plan: Plan) -> None:
         """Note that a plan was not carried out, and that what it left has been put right."""
         instead = plan.otherwise() if plan.otherwise else plan
-        self.state = instead.then.but(has_logits=False) if plan.rows else instead.then
+        self._state = instead.then.but(has_logits=False) if plan.rows else instead.then
         self._tell(instead.told, 0.0)
 
     def settle_on(self, state: State) -> None:
         """Note where the stream stands, no plan being carried out."""
-        self.state = state
+        self._here()
+        self._state = state
         self._begun = None
 
     def in_doubt(self) -> Plan | None:
         """A plan that was begun, and neither committed nor settled: it was cut off."""
+        run = self._run
+        if run and run.n_begun != run.n_done:
+            # Planning is a pure function: this is the plan that the step stood in for.
+            self._begun = self._planner.advance(run.state, self._tape, SINGLY)
+            self._state = self._begun.base
+            self._run = None
         plan = self._begun
-        return plan if plan is not None and plan.base is self.state else None
+        return plan if plan is not None and plan.base is self._state else None
+
+    # -- in a run -------------------------------------------------------------------------------
+
+    def begin_step(self) -> Step | None:
+        """Begin the next step of a run, which decodes the one pending token: as `begin` does.
+
+        None where that takes a plan.
+        """
+        run = self._run
+        if run is None or run.n_done == run.n_steps:
+            state = self._here()
+            if state.n_pending != 1:
+                return None
+            self._tidy()
+            run = self._run = self._planner.run(state)
+            if run is None:
+                return None
+        n = run.n_done
+        index = run.index + n
+        if run.n_given != index + 1:
+            return None
+        run.n_begun = n + 1
+        return self._tape.read_one(index), run.pos + n, run.gone_pos + n if run.evicts else None
+
+    def commit_step(self) -> None:
+        """Note that a step has been carried out."""
+        run = self._run
+        assert run
+        n = run.n_done
+        run.n_done = n + 1
+        if run.evicts and self._report:
+            index = run.gone_index + n
+            self._tell_of(Happened("evict", 1, range(index, index + 1)), 0.0)
+
+    def _here(self) -> State:
+        """Where the stream stands, a run being left: what comes next takes a plan."""
+        run = self._run
+        if run:
+            self._state = run.state
+            self._run = None
+        return self._state
 
     def _tell(self, told: tuple[Happened, ...], ms: float) -> None:
-        ledger, report = self.ledger, self._report
-        if report:
+        if self._report:
             for one in told:
-                if one.gone:
-                    ids = tuple(self._tape.read(one.gone))
-                    report(Event("evict", one.gone.start, one.n_tokens, 0.0, ids, one.cut))
-                else:
-                    report(Event(one.kind, ledger.next_index, one.n_tokens, ms))
+                self._tell_of(one, ms)
+        self._tidy()
+
+    def _tell_of(self, one: Happened, ms: float) -> None:
+        assert self._report
+        if one.gone:
+            ids = tuple(self._tape.read(one.gone))
+            self._report(Event("evict", one.gone.start, one.n_tokens, 0.0, ids, one.cut))
+        else:
+            self._report(Event(one.kind, self.next_index, one.n_tokens, ms))
+
+    def _tidy(self) -> None:
+        """Let go of ids that nobody asks for any more."""
         if self._tape.is_full:
-            self._tape.clean((*ledger.indices, range(ledger.next_index, self.state.n_given)))
+            ledger = self.ledger
+            self._tape.clean((*ledger.indices, range(ledger.next_index, self.n_given)))
 
     # -- as plain data --------------------------------------------------------------------------
 

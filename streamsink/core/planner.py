@@ -11,8 +11,9 @@ from streamsink.core.ledger import Missing
 from streamsink.core.placement import Choice, choose
 from streamsink.core.plan import Plan
 from streamsink.core.policy import WHOLES, SinkPolicy, next_chunk
+from streamsink.core.run import Run
 from streamsink.core.state import State
-from streamsink.core.tape import Tape
+from streamsink.core.tape import ROOM, Tape
 from streamsink.errors import CapabilityError
 
 LEAST_QUEUE = 4
@@ -92,6 +93,29 @@ class Planner:
         if plan is None:
             return self._feed(state, tape, grant)
         return lanes.take_down(state) if state.lanes else plan
+
+    def run(self, state: State) -> Run | None:
+        """The run that begins with the next token, given alone; None where it takes a plan."""
+        ledger, choice, n_discard = state.ledger, state.choice, state.policy.n_discard
+        if (
+            ledger.missing is not Missing.NOTHING
+            or not ledger.n_newest
+            or state.lanes
+            or state.is_scattered
+            or n_discard == "sentence"
+        ):
+            return None
+        n_steps, left = self.n_ctx - ledger.n_live, choice.slack - ledger.sink_lag
+        evicts = n_steps == 0
+        if evicts:
+            one_leaves = choice.n_discard == 1 and n_discard not in WHOLES and ledger.n_window > 1
+            if not one_leaves or ledger.n_head != ledger.n_keep:
+                return None
+            n_steps = left
+        elif left < 0:
+            return None
+        n_steps = min(n_steps, self.rebase_at + 1 - ledger.next_pos, ROOM)
+        return Run(state, n_steps, evicts=evicts) if n_steps > 0 else None
 
     def _put_right(self, state: State, tape: Tape, grant: Grant) -> Plan | None:
         """What comes before the next token, though it made no room."""

@@ -30,6 +30,10 @@ class Tape:
         ids = self._ids
         return [ids[index] for indices in ranges for index in indices]
 
+    def read_one(self, index: int) -> int:
+        """The id of an index."""
+        return self._ids[index]
+
     @property
     def is_full(self) -> bool:
         """Whether it is worth while to `clean` it."""

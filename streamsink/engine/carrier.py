@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import time
 from contextlib import suppress
-from typing import Literal, TypeAlias
 
 from streamsink.core.controller import Controller
 from streamsink.core.ledger import Missing
 from streamsink.core.plan import MAIN, SCRATCH, Compact, Plan, Remove, Rows, Shift
 from streamsink.core.state import State
-from streamsink.engine.context import Context
+from streamsink.engine.context import Context, Outputs
 from streamsink.engine.undo import Undo
 from streamsink.errors import DecodeError, StreamsinkError, TornError
-
-Outputs: TypeAlias = Literal["last", "all"]
 
 REFUSED = -1
 """llama_decode's answer to a batch that it does not begin (llama.h)."""
@@ -52,8 +49,10 @@ class Carrier:
         """
         controller, context, rows = self.controller, self.context, plan.rows
         if self.undo and plan.loses:
-            self.undo.will_lose(controller.state.n_pending)
+            self.undo.will_lose(controller.n_pending)
         feeds = rows is not None and rows.is_input
+        if not feeds:
+            outputs = "last" if plan.then.has_logits else "none"
         started = 0.0 if feeds else time.perf_counter()
         controller.begin(plan)
         n_done = 0
@@ -67,17 +66,47 @@ class Carrier:
                 context.decode_lanes(rows.tokens, rows.pos, rows.lanes, outputs)
             else:
                 context.decode(rows.tokens, rows.pos, rows.seq, outputs)
-        except (StreamsinkError, MemoryError) as error:
-            self._take_back(plan, error, n_done)
-            raise
-        except BaseException:  # not of the context's, as a signal's: nobody knows how far it came
-            self.clear_doubt()
+        except BaseException as error:
+            self._put_right(error, n_done)
             raise
         if not feeds:
             self._ms += (time.perf_counter() - started) * 1e3
         controller.commit(plan, self._ms)
         if feeds or plan.told:
             self._ms = 0.0
+
+    def step(self) -> bool:
+        """Carry out the next step of a run, as a plan is; False where it takes a plan.
+
+        Raises
+        ------
+        DecodeError, CacheError
+            As for `carry_out`.
+        """
+        controller, context = self.controller, self.context
+        step = controller.begin_step()
+        if step is None:
+            return False
+        token, pos, leaves = step
+        n_done = 0
+        try:
+            if leaves is not None:
+                context.remove(MAIN, leaves, leaves + 1)
+                n_done = 1
+            context.decode((token,), pos, MAIN, "last")
+        except BaseException as error:
+            self._put_right(error, n_done)
+            raise
+        controller.commit_step()
+        return True
+
+    def _put_right(self, error: BaseException, n_done: int) -> None:
+        """Put right what is left where so many operations were done, and then something raised."""
+        plan = self.controller.in_doubt()
+        if plan and isinstance(error, (StreamsinkError, MemoryError)):
+            self._take_back(plan, error, n_done)
+        else:  # not of the context's, as a signal's: nobody knows how far it came
+            self.clear_doubt()
 
     def clear_doubt(self) -> None:
         """Put right what a plan has left that was cut off."""

@@ -15,8 +15,8 @@ from streamsink.core.plan import Plan, Rows
 from streamsink.core.planner import Grant
 from streamsink.core.snapshot import Snapshot
 from streamsink.core.state import State
-from streamsink.engine.carrier import Carrier, Outputs
-from streamsink.engine.context import Context, Logits
+from streamsink.engine.carrier import Carrier
+from streamsink.engine.context import Context, Logits, Outputs
 from streamsink.engine.scoring import nll
 from streamsink.engine.undo import Undo
 from streamsink.errors import (
@@ -78,7 +78,9 @@ class Driver(Carrier):
             Ledger and cache hold the tokens decoded before; the others are still pending.
         """
         controller = self.controller
-        n_given = controller.state.n_pending
+        if scores is None and self.undo is None and self.step():
+            return
+        n_given = controller.n_pending
         tokens = controller.pending() if scores is not None else ()
         if self.undo and n_given:
             self.undo.begins(n_given)
@@ -107,7 +109,7 @@ class Driver(Carrier):
         return Grant(n_batch, self._one.n_spare, n_lanes)
 
     def _score(self, scores: NDArray[np.float64], tokens: Sequence[int], rows: Rows) -> None:
-        end = len(tokens) - self.controller.state.n_pending
+        end = len(tokens) - self.controller.n_pending
         first = end - len(rows.tokens) + 1
         targets = tokens[first : end + 1]
         scores[first : first + len(targets)] = nll(self.context.logits()[: len(targets)], targets)
@@ -286,10 +288,9 @@ class Driver(Carrier):
         DecodeError, CacheError
             What is missing, or pending, could not be evaluated.
         """
-        state = self.controller.state
-        if not state.n_pending:
+        if not self.controller.n_pending:
             self._make_logits()
-        if self.controller.state.n_pending:
+        if self.controller.n_pending:
             self.advance()
 
     def _make_logits(self) -> None:

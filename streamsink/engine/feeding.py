@@ -170,11 +170,11 @@ class Feeding(Base):
     def _take_in(self, tokens: Sequence[int], scores: NDArray[np.float64] | None = None) -> None:
         """Decode tokens; those that a failure leaves over are not part of the stream."""
         controller = self._controller
-        n_given = controller.state.n_given
+        n_given = controller.n_given
         controller.take(tokens)
         try:
             self._driver.advance(scores)
         except BaseException:
             self._driver.clear_doubt()
-            controller.drop(max(n_given, controller.ledger.next_index))
+            controller.drop(max(n_given, controller.next_index))
             raise

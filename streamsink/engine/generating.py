@@ -168,7 +168,7 @@ class Generating(Base):
     def _step(self, sampler: Sampler, text: TextStream, asked: _Asked, *, last: bool) -> Step:
         """Choose the next token; it is not yet part of the stream."""
         self._driver.ready_logits()
-        index = self._controller.ledger.next_index
+        index = self._controller.next_index
         token = self._context.sample(sampler, index)
         finish: Finish | None = None
         ends = token in asked.ends or self._tokenizer.is_eog(token)
@@ -197,7 +197,7 @@ class Generating(Base):
         """Take back a token that nobody will see: a stream holds what was yielded."""
         with self._still:
             controller = self._controller
-            is_newest = controller.ledger.next_index == step.index
+            is_newest = controller.next_index == step.index
             if is_newest and controller.pending() == [step.token]:
                 controller.drop(step.index)
                 if record and record[-1] is step:

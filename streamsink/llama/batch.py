@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import llama_cpp.llama_cpp as llama
 import numpy as np
+
+from streamsink.engine.context import Outputs
 
 
 class Batch:
@@ -16,6 +17,11 @@ class Batch:
     ----------
     n_tokens, n_sequences : int
         Most tokens, and most sequences of one of them.
+
+    Attributes
+    ----------
+    n_rows : int
+        Rows of logits that it asks for.
     """
 
     def __init__(self, n_tokens: int, n_sequences: int) -> None:
@@ -25,22 +31,20 @@ class Batch:
         self.positions = view(self.native.pos, (n_tokens,))
         self._n_members = view(self.native.n_seq_id, (n_tokens,))
         self._rows = view(self.native.logits, (n_tokens,))
+        self.n_rows = 0
         self._members = [view(self.native.seq_id[at], (n_sequences,)) for at in range(n_tokens)]
 
-    def fill(
-        self, tokens: Sequence[int], positions: Sequence[int], rows: Literal["last", "all"]
-    ) -> None:
+    def fill(self, tokens: Sequence[int], positions: Sequence[int], rows: Outputs) -> None:
         """Enter tokens at positions; their sequences are still to be set."""
         n = len(tokens)
         self.native.n_tokens = n
         self.tokens[:n] = tokens
         self.positions[:n] = positions
         self._rows[:n] = rows == "all"
-        self._rows[n - 1] = True
+        self._rows[n - 1] = rows != "none"
+        self.n_rows = {"none": 0, "last": 1, "all": n}[rows]
 
-    def fill_one_sequence(
-        self, tokens: Sequence[int], pos: int, seq: int, rows: Literal["last", "all"]
-    ) -> None:
+    def fill_one_sequence(self, tokens: Sequence[int], pos: int, seq: int, rows: Outputs) -> None:
         """Enter tokens of one sequence, at ``pos`` and after it."""
         self.fill(tokens, range(pos, pos + len(tokens)), rows)
         self._n_members[: len(tokens)] = 1

@@ -8,7 +8,6 @@ import weakref
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 import llama_cpp
 import llama_cpp.llama_cpp as llama
@@ -18,7 +17,7 @@ from streamsink.core.capabilities import Capabilities, Verdict
 from streamsink.core.plan import MAIN, SCRATCH
 from streamsink.core.sampling import Sampling
 from streamsink.core.snapshot import CacheKey
-from streamsink.engine.context import Logits, Sampler
+from streamsink.engine.context import Logits, Outputs, Sampler
 from streamsink.errors import (
     CacheError,
     DecodeError,
@@ -180,11 +179,9 @@ class NativeContext(NativeCells):
 
     # -- decoding -------------------------------------------------------------------------------
 
-    def decode(
-        self, tokens: Sequence[int], pos: int, seq: int, rows: Literal["last", "all"]
-    ) -> None:
+    def decode(self, tokens: Sequence[int], pos: int, seq: int, rows: Outputs) -> None:
         """Write tokens to a sequence at ``pos`` and after it, and compute logits."""
-        if len(tokens) == 1 and seq == MAIN:
+        if len(tokens) == 1 and seq == MAIN and rows != "none":
             batch = self._single
             batch.tokens[0] = tokens[0]
             batch.positions[0] = pos
@@ -193,10 +190,10 @@ class NativeContext(NativeCells):
             self._check_size(tokens)
             batch.fill_one_sequence(tokens, pos, seq, rows)
         self._decode(batch, pos, (seq,))
-        self._n_rows = len(tokens) if rows == "all" else 1
+        self._n_rows = batch.n_rows
 
     def decode_lanes(
-        self, tokens: Sequence[int], pos: int, lanes: Sequence[int], rows: Literal["last", "all"]
+        self, tokens: Sequence[int], pos: int, lanes: Sequence[int], rows: Outputs
     ) -> None:
         """Token ``i`` sees sequence ``lanes[i]`` and is written to it and to later ones."""
         self._check_size(tokens)
@@ -208,7 +205,7 @@ class NativeContext(NativeCells):
         tokens: Sequence[int],
         positions: Sequence[int],
         sets: Sequence[Sequence[int]],
-        rows: Literal["last", "all"],
+        rows: Outputs,
     ) -> None:
         """Decode with a set of sequences for each token; it sees the first of its set."""
         self._batch.fill(tokens, positions, rows)
@@ -220,7 +217,7 @@ class NativeContext(NativeCells):
             given = members[::-1] if self.lane_order == "own last" else members
             self._batch.set_sequences(at, given)
         self._decode(self._batch, positions[0], sorted({seq for one in sets for seq in one}))
-        self._n_rows = len(tokens) if rows == "all" else 1
+        self._n_rows = self._batch.n_rows
 
     def _check_size(self, tokens: Sequence[int]) -> None:
         # llama_decode aborts the process beyond n_batch (llama-context.cpp).

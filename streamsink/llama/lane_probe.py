@@ -16,7 +16,7 @@ from typing import Literal, Protocol, TypeAlias
 import numpy as np
 
 from streamsink.core.plan import FIRST_LANE
-from streamsink.engine.context import Logits, Tokenizer
+from streamsink.engine.context import Logits, Outputs, Tokenizer
 from streamsink.errors import DecodeError
 
 LaneOrder: TypeAlias = Literal["own first", "own last"]
@@ -36,7 +36,7 @@ class Context(Protocol):
         tokens: Sequence[int],
         positions: Sequence[int],
         sets: Sequence[Sequence[int]],
-        rows: Literal["last", "all"],
+        rows: Outputs,
     ) -> None:
         """Decode with a set of sequences for each token."""
 

@@ -7,12 +7,13 @@ cut off is done again, or its tokens are evaluated anew; so signals act between 
 from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]
+import _thread
 import contextlib
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, ClassVar
 
 from streamsink.errors import BusyError
 
@@ -32,12 +33,14 @@ class DeferredSignals:
     """
 
     # All handlers at the last look, and which of them are Python's: they hardly ever change.
-    _last: tuple[tuple[Any, ...], list[tuple[int, Any]]] = ((), [])
+    _last: ClassVar[tuple[tuple[Any, ...], list[tuple[int, Any]]]] = ((), [])
+
+    __slots__ = ("_handlers", "_noted")
 
     def __init__(self) -> None:
         self._noted: list[tuple[int, FrameType | None]] = []
         self._handlers: list[tuple[int, Any]] = []
-        if threading.get_ident() != threading.main_thread().ident:
+        if _thread.get_ident() != threading.main_thread().ident:
             return
         # The module behind `signal`, which takes 40 us for all of them and this one 2.
         found = tuple(map(_signal.getsignal, _SIGNALS))
@@ -46,10 +49,10 @@ class DeferredSignals:
             # Only a Python handler can tear anything; one set from C (None) or SIG_IGN cannot.
             handled = [one for one in zip(_SIGNALS, found, strict=True) if callable(one[1])]
             DeferredSignals._last = found, handled
+        self._handlers = handled
         try:
-            for one in handled:
-                self._handlers.append(one)
-                _signal.signal(one[0], self._note)
+            for number, _ in handled:
+                _signal.signal(number, self._note)
         except BaseException:  # of a signal that is not yet held back
             self.let_go()
             raise
@@ -65,14 +68,14 @@ class DeferredSignals:
 
     def let_go(self) -> None:
         """Hold back no longer."""
-        left = self._handlers[::-1]
         raised: BaseException | None = None
+        left = len(self._handlers)
         while left:
             try:
                 while left:
                     # It runs handlers that are back already, and may raise before it sets this one.
-                    _signal.signal(*left[-1])
-                    left.pop()
+                    _signal.signal(*self._handlers[left - 1])
+                    left -= 1
             except BaseException as error:
                 raised = error
         # Read only now: until the handlers were back, one could still be noted.
@@ -165,8 +168,11 @@ class Exclusive:
             self._is_within = False
             self._door.guest = threading.get_ident()
             return
+        held, self._held = self._held, None
+        self._door.lock.release()
         try:
-            self._release()
+            if held is not None:
+                held.let_go()
         finally:
             self._after()
 
