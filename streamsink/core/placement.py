@@ -19,7 +19,6 @@ from typing import NamedTuple
 
 from streamsink.core.capabilities import Capabilities
 from streamsink.core.policy import (
-    SHARE,
     Placement,
     SinkPolicy,
     default_slack,
@@ -28,6 +27,8 @@ from streamsink.core.policy import (
 )
 from streamsink.errors import CapabilityError
 
+CHEAP = 0.01
+"""Part of the time up to which a sink is evaluated again though a shift would take less."""
 MOST_SLACK = 65_536
 """A sink that is "never" brought up is so after this many positions: they cannot grow for ever."""
 
@@ -95,7 +96,7 @@ def _placement(
     if right == ["rotate"]:
         return "rotate", able.reanchor.why
     again, shift = (_share(name, policy, able, n_keep, n_ctx) for name in ("reanchor", "rotate"))
-    if again <= max(SHARE, shift):
+    if again <= max(CHEAP, shift):
         return "reanchor", "no key is ever rotated, and the sink is cheap to evaluate again"
     return "rotate", (
         f"evaluating a sink of {n_keep} again would take {again:.0%} of the time of decoding, "
