@@ -150,11 +150,13 @@ class Controller:
 
     def take(self, tokens: Sequence[int]) -> None:
         """Take tokens in: they are pending until a plan has decoded them."""
-        run, n_given = self._run, self.n_given
-        self._tape.write(n_given, tokens)
+        run = self._run
         if run:
-            run.n_given = n_given + len(tokens)
+            self._tape.write(run.n_given, tokens)
+            run.n_given += len(tokens)
         else:
+            n_given = self._state.n_given
+            self._tape.write(n_given, tokens)
             self._state = self._state.but(n_given=n_given + len(tokens))
 
     def drop(self, index: int) -> None:
@@ -293,7 +295,9 @@ class Controller:
     def in_doubt(self) -> Plan | None:
         """A plan that was begun, and neither committed nor settled: it was cut off."""
         run = self._run
-        if run and run.n_begun != run.n_done:
+        if run:
+            if run.n_begun == run.n_done:
+                return None
             # Planning is a pure function: this is the plan that the step stood in for.
             self._begun = self._planner.advance(run.state, self._tape, SINGLY)
             self._state = self._begun.base

@@ -76,7 +76,7 @@ class Carrier:
             self._ms = 0.0
 
     def step(self) -> bool:
-        """Carry out the next step of a run, as a plan is; False where it takes a plan.
+        """Decode the one pending token in a step of a run; False where that takes plans.
 
         Raises
         ------
@@ -84,7 +84,7 @@ class Carrier:
             As for `carry_out`.
         """
         controller, context = self.controller, self.context
-        step = controller.begin_step()
+        step = None if self.undo else controller.begin_step()
         if step is None:
             return False
         token, pos, leaves = step

@@ -78,7 +78,7 @@ class Driver(Carrier):
             Ledger and cache hold the tokens decoded before; the others are still pending.
         """
         controller = self.controller
-        if scores is None and self.undo is None and self.step():
+        if scores is None and self.step():
             return
         n_given = controller.n_pending
         tokens = controller.pending() if scores is not None else ()
@@ -288,6 +288,8 @@ class Driver(Carrier):
         DecodeError, CacheError
             What is missing, or pending, could not be evaluated.
         """
+        if self.step():
+            return
         if not self.controller.n_pending:
             self._make_logits()
         if self.controller.n_pending:
