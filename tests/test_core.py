@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from streamsink.core.capabilities import Capabilities, Verdict
-from streamsink.core.controller import SINGLY, Controller
+from streamsink.core.controller import Controller
 from streamsink.core.events import Event
 from streamsink.core.ledger import Missing
 from streamsink.core.plan import MAIN, SCRATCH, Plan, Rows
-from streamsink.core.planner import Grant
+from streamsink.core.planner import Grant, Planner
 from streamsink.core.policy import SinkPolicy
+from streamsink.core.standing import SINGLY
 
 N_CTX, N_SPARE, N_BATCH = 10, 5, 6
 NEVER = Verdict("impossible", "not here")
@@ -77,14 +78,15 @@ class CoreMachine(RuleBasedStateMachine):
     def open(self, policy: SinkPolicy, n_lanes: int, able: Capabilities) -> None:
         self.able = able
         self.events: list[Event] = []
-        self.core = Controller(
-            self.fit(policy), able, N_CTX, rebase_at=60, report=self.events.append
-        )
+        self.core = Controller(self.planner(), self.fit(policy), self.events.append)
         self.n_lanes = n_lanes
         self.paper = Paper()
         self.live: list[int] = []
         self.evicted: list[int] = []
         self.next_index = 0
+
+    def planner(self) -> Planner:
+        return Planner(self.able, N_CTX, rebase_at=60)
 
     def fit(self, policy: SinkPolicy) -> SinkPolicy:
         if self.able.rotate is NEVER:
@@ -263,7 +265,7 @@ class CoreMachine(RuleBasedStateMachine):
     def move_house(self) -> None:
         """The same stream goes on elsewhere, its cells with it."""
         self.settle()
-        other = Controller(SinkPolicy(0), self.able, N_CTX, rebase_at=60, report=self.events.append)
+        other = Controller(self.planner(), SinkPolicy(0), self.events.append)
         other.resume(self.core.snapshot(), with_cells=True, policy=self.core.state.policy)
         assert other.snapshot() == self.core.snapshot()
         self.core = other

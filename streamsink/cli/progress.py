@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from rich.progress import (
@@ -20,6 +19,7 @@ from rich.progress import (
 )
 
 from streamsink.cli import terminal
+from streamsink.system.closing import Closing
 
 if TYPE_CHECKING:
     from streamsink.bench.folder import RunFolder
@@ -32,7 +32,7 @@ LONG_AGO = 3600.0
 Self = TypeVar("Self", bound="_Shown")
 
 
-class _Shown:
+class _Shown(Closing):
     """A bar that stands in a terminal while its ``with`` block runs, and nowhere else."""
 
     def __init__(self, *columns: ProgressColumn, **options: Any) -> None:
@@ -51,12 +51,7 @@ class _Shown:
         self._bar.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
         """Take it away."""
         self._bar.stop()
 

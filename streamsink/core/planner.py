@@ -42,7 +42,7 @@ class Grant(NamedTuple):
 
 
 class Planner:
-    """Plans the steps of one stream; it holds nothing that changes.
+    """Plans the steps of one stream, of which it holds nothing.
 
     Parameters
     ----------
@@ -61,7 +61,7 @@ class Planner:
         able: Capabilities,
         n_ctx: int,
         rebase_at: int,
-        ends_sentence: Callable[[int], bool],
+        ends_sentence: Callable[[int], bool] = lambda token: False,
     ) -> None:
         self.able = able
         self.n_ctx = n_ctx

@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 from streamsink.core.controller import Controller
 from streamsink.core.events import Event, Evicted, Restored
 from streamsink.core.pinned import Pinned, check_window
+from streamsink.core.planner import Planner
 from streamsink.core.policy import SinkPolicy
 from streamsink.engine.context import Context, Sampler
 from streamsink.engine.driver import Driver
@@ -72,13 +73,11 @@ class Base(Closing):
         self._alone = Exclusive(self._door, before=self._enter, after=self._tell)
         # The same for what changes nothing, and for a stream that is closed already.
         self._still = Exclusive(self._door)
+        ends_sentence = Sentences(context.tokenizer).ends_with
         self._controller = Controller(
+            Planner(context.capabilities, n_ctx, rebase_at, ends_sentence),
             policy,
-            context.capabilities,
-            n_ctx,
-            rebase_at=rebase_at,
-            ends_sentence=Sentences(context.tokenizer).ends_with,
-            report=self._news.append if on_evict or on_event else None,
+            self._news.append if on_evict or on_event else None,
         )
         self._driver = Driver(context, self._controller, self._alone.deliver)
         self._feeding = Meter()

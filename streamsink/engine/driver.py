@@ -19,11 +19,7 @@ from streamsink.engine.carrier import Carrier
 from streamsink.engine.context import Context, Logits, Outputs
 from streamsink.engine.scoring import nll
 from streamsink.engine.undo import Undo
-from streamsink.errors import (
-    CacheError,
-    StreamsinkError,
-    UsageError,
-)
+from streamsink.errors import CacheError, StreamsinkError, UsageError
 
 
 class Spliced(NamedTuple):

@@ -90,7 +90,7 @@ def attach(
         offloads=llama.model_params.n_gpu_layers != 0 and native.llama_supports_gpu_offload(),
     )
     params = llama.context_params
-    backend = NativeContext(
+    context = NativeContext(
         weights,
         llama.n_ctx(),
         _settings(llama),
@@ -104,10 +104,10 @@ def attach(
             on_evict(evicted)
 
     try:
-        stream = Stream(backend, policy, llama.n_ctx(), on_evict=note, on_event=on_event)
+        stream = Stream(context, policy, llama.n_ctx(), on_evict=note, on_event=on_event)
         stream.reset()
     except BaseException:
-        backend.close()
+        context.close()
         raise
     llama._last_evicted, llama._n_prompt, llama._chosen = None, 0, None
     kind = type(llama)

@@ -118,6 +118,7 @@ class NativeContext(NativeCells):
             self._capabilities = replace(self._capabilities, reanchor=ONE_SEQUENCE)
         self._n_compact_bytes = compact_bytes(weights, n_ctx, self._n_cells, settings, CELL_STEP)
         self._compact_buffer: ctypes.Array[ctypes.c_uint8] | None = None
+        self._hearing = hearing()
         self._batch = Batch(self._n_batch, self._n_sequences)
         self._single = Batch(1, 1)
         self._single.fill_one_sequence([0], 0, MAIN, "last")
@@ -227,7 +228,7 @@ class NativeContext(NativeCells):
             )
 
     def _decode(self, batch: Batch, pos: int, sequences: Sequence[int]) -> None:
-        with hearing() as said:
+        with self._hearing as said:
             code = int(llama.llama_decode(self._handle, batch.native))
         # What was refused has not begun; all else begins with the shift that waits.
         if self._shift_waits and code != -1:

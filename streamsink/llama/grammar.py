@@ -76,7 +76,7 @@ class Grammar:
 
     Parameters
     ----------
-    vocabulary : NativeTokenizer
+    tokenizer : NativeTokenizer
         The tokens.
     text : str
         The grammar.
@@ -93,21 +93,21 @@ class Grammar:
 
     def __init__(
         self,
-        vocabulary: NativeTokenizer,
+        tokenizer: NativeTokenizer,
         text: str,
         start: str = "root",
         only: Sequence[int] | None = None,
     ) -> None:
-        self._tokenizer = vocabulary
+        self._tokenizer = tokenizer
         with hearing() as said:
             sampler = llama.llama_sampler_init_grammar(
-                vocabulary.handle, text.encode(), start.encode()
+                tokenizer.handle, text.encode(), start.encode()
             )
         if not sampler:
             raise UsageError(f"llama.cpp cannot read the grammar: {said.reason}")
         self._sampler = sampler
         self._free: Callable[[], object] = weakref.finalize(self, llama.llama_sampler_free, sampler)
-        tokens = range(vocabulary.n_tokens) if only is None else only
+        tokens = range(tokenizer.n_tokens) if only is None else only
         self._looked_at = np.array(tokens, np.int32)
         begun = time.thread_time()
         self._admitted: NDArray[np.int32] | None = self._of(self._looked_at)

@@ -34,7 +34,7 @@ MOST_SHOWN = 160
 N_STARTS = 8
 
 _loaded: list[NativeTokenizer] = []
-"""The vocabulary, once it is there."""
+"""The tokenizer, once it is there."""
 
 
 def answer(request: Answer) -> Answer:
@@ -56,11 +56,11 @@ def _tokenizer(path: str) -> NativeTokenizer:
     return NativeTokenizer(model)
 
 
-def _try(vocabulary: NativeTokenizer, text: str) -> None:
+def _try(tokenizer: NativeTokenizer, text: str) -> None:
     rules = gbnf.check(text)
     with _printed() as lines:
         try:
-            Grammar(vocabulary, text)
+            Grammar(tokenizer, text)
         except UsageError as error:
             # The parser prints what it stopped at, and logs only that it failed.
             why = " ".join(lines()).partition("error parsing grammar: ")[2]
@@ -68,32 +68,32 @@ def _try(vocabulary: NativeTokenizer, text: str) -> None:
                 f"the grammar is not GBNF: {why[:MOST_SHOWN]}" if why else str(error)
             ) from None
     text = gbnf.bounded(text)
-    root = Grammar(vocabulary, text)
+    root = Grammar(tokenizer, text)
     if not root.admitted.size:
         raise UsageError("the grammar admits no token of this model to begin with")
     single = sorted(
         {
             token
             for character in string.printable
-            for token in vocabulary.tokenize(character)[-1:]
-            if vocabulary.token_to_piece(token) == character.encode()
+            for token in tokenizer.tokenize(character)[-1:]
+            if tokenizer.token_to_piece(token) == character.encode()
         }
     )
     end = time.process_time() + BUDGET
     for rule in (name for name in rules if "(" not in name):
         if time.process_time() > end:
             break
-        _follow(vocabulary, text, rule, single)
+        _follow(tokenizer, text, rule, single)
 
 
-def _follow(vocabulary: NativeTokenizer, text: str, rule: str, single: Sequence[int]) -> None:
+def _follow(tokenizer: NativeTokenizer, text: str, rule: str, single: Sequence[int]) -> None:
     """Go some way from a rule, the same character over and over where it may be.
 
     Ambiguity that grows with the text or within long tokens then takes more time than there is.
     """
-    admitted = {*Grammar(vocabulary, text, rule).admitted.tolist()}
+    admitted = {*Grammar(tokenizer, text, rule).admitted.tolist()}
     for token in [token for token in single if token in admitted][:N_STARTS]:
-        grammar = Grammar(vocabulary, text, rule, only=single)
+        grammar = Grammar(tokenizer, text, rule, only=single)
         for _ in range(N_STEPS):
             if token not in grammar.admitted:
                 break

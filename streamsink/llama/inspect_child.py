@@ -66,9 +66,9 @@ def answer(request: Answer) -> Answer:
     header = reading.result()
     names = tensor_names(header)
     weight_bytes = sum(part.stat().st_size for part in header.parts())
-    vocabulary = NativeTokenizer(model)
-    traits = read_traits(model, vocabulary, header, names, said.lines)
-    special_texts = vocabulary.special_texts
+    tokenizer = NativeTokenizer(model)
+    traits = read_traits(model, tokenizer, header, names, said.lines)
+    special_texts = tokenizer.special_texts
     shifts, needs = not simulates, []
     if simulates and traits.decoder and not traits.encoder:
         usual = CacheSettings(**request["settings"])

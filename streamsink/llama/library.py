@@ -43,6 +43,11 @@ class Said:
         if self._pattern and self._pattern.search(line):
             self.lines.append(line)
 
+    def forget(self) -> None:
+        """Begin with nothing."""
+        if self.lines or self.errors:
+            self.lines, self.errors = [], deque(maxlen=self.errors.maxlen)
+
     @property
     def reason(self) -> str:
         """The last error line, without the function's name; or ''."""
@@ -69,6 +74,8 @@ class hearing:
     convert tensors, OpenMP's) compute and leave the talking to the one that waits for them; should
     one of them say something, it goes to the log and is no call's reason.
 
+    It can be used for one call after another; what was said in one is there until the next.
+
     Parameters
     ----------
     pattern : Pattern, optional
@@ -81,6 +88,7 @@ class hearing:
         self._said = Said(pattern)
 
     def __enter__(self) -> Said:
+        self._said.forget()
         _call.listeners.append(self._said)
         return self._said
 

@@ -30,17 +30,17 @@ SMALL = 2**27
 def answer(request: Answer) -> Answer:
     """Try a file; dies, or says what was measured."""
     weights = Weights(Path(request["path"]), 0)
-    vocabulary = weights.tokenizer
+    tokenizer = weights.tokenizer
     for special in (False, True):
-        for token in vocabulary.tokenize(TEXT, special=special):
-            vocabulary.token_to_piece(token, special=special)
+        for token in tokenizer.tokenize(TEXT, special=special):
+            tokenizer.token_to_piece(token, special=special)
     n_ctx = min(N_CTX, max(2 * N_TOKENS, weights.traits.n_ctx_train))
     threads = 1 if weights.path.stat().st_size < SMALL else None
     settings = CacheSettings("f32", "f32", n_batch=32, n_lanes=1, threads=threads)
     context = NativeContext(weights, n_ctx, settings, swa_full=True)
     measured = Measured()
     if not context.capabilities.no_stream:
-        measured = _measure(context, vocabulary.n_tokens, hybrid=weights.traits.hybrid)
+        measured = _measure(context, tokenizer.n_tokens, hybrid=weights.traits.hybrid)
     context.close()
     weights.close()
     return asdict(measured)

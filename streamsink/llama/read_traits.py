@@ -47,7 +47,7 @@ _is_diffusion = getattr(llama, "llama_model_is_diffusion", lambda _: False)
 
 def read_traits(
     model: llama.llama_model_p,
-    vocabulary: NativeTokenizer,
+    tokenizer: NativeTokenizer,
     header: Header,
     names: Collection[str],
     lines: Sequence[str],
@@ -58,8 +58,8 @@ def read_traits(
     ----------
     model : ctypes pointer
         A ``llama_model *``, its weights loaded or not.
-    vocabulary : NativeTokenizer
-        Its vocabulary.
+    tokenizer : NativeTokenizer
+        Its tokenizer.
     header : Header
         Of its file.
     names : collection of str
@@ -111,10 +111,10 @@ def read_traits(
         diffusion=bool(_is_diffusion(model)),
         mla=about.has("attention.kv_lora_rank"),
         swa_layers=tuple(layer for layer in map(int, _found(_SWA_LAYER, lines)) if layer < n_layer),
-        n_vocab=vocabulary.n_tokens,
-        bos=vocabulary.bos_token,
-        eos=vocabulary.eos_token,
-        adds_bos=bool(llama.llama_vocab_get_add_bos(vocabulary.handle)),
+        n_vocab=tokenizer.n_tokens,
+        bos=tokenizer.bos_token,
+        eos=tokenizer.eos_token,
+        adds_bos=bool(llama.llama_vocab_get_add_bos(tokenizer.handle)),
         chat_template=template.decode("utf-8", "replace") if template else "",
         complaints=tuple(sorted(set(_found(_COMPLAINT, lines)))),
         sinks=any(name.endswith(".attn_sinks.weight") for name in names),

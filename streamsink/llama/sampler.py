@@ -38,7 +38,7 @@ class NativeSampler:
 
     Parameters
     ----------
-    vocabulary : NativeTokenizer
+    tokenizer : NativeTokenizer
         Tokens of the model.
     path : Path
         Its file.
@@ -54,18 +54,18 @@ class NativeSampler:
     """
 
     def __init__(
-        self, vocabulary: NativeTokenizer, path: Path, sampling: Sampling, recent: Sequence[int]
+        self, tokenizer: NativeTokenizer, path: Path, sampling: Sampling, recent: Sequence[int]
     ) -> None:
         text = sampling.grammar
-        self._grammar = None if text is None else Grammar(vocabulary, checked(text, path))
-        self._all = np.arange(vocabulary.n_tokens if text else 0, dtype=np.int32)
+        self._grammar = None if text is None else Grammar(tokenizer, checked(text, path))
+        self._all = np.arange(tokenizer.n_tokens if text else 0, dtype=np.int32)
         params = llama.llama_sampler_chain_default_params()
         params.no_perf = True
         self._seed: int | None = None
         self._chain: llama.llama_sampler_p | None = llama.llama_sampler_chain_init(params)
         self._free = weakref.finalize(self, llama.llama_sampler_free, self._chain)
         if sampling.penalizes:
-            penalties = _penalties(vocabulary.n_tokens, sampling)
+            penalties = _penalties(tokenizer.n_tokens, sampling)
             for token in recent:
                 llama.llama_sampler_accept(penalties, token)
             self._add(penalties)

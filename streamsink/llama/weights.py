@@ -38,7 +38,7 @@ class Weights:
 
     Attributes
     ----------
-    vocabulary : NativeTokenizer
+    tokenizer : NativeTokenizer
         Tokens and text of the model.
     traits : Traits
         What the model is like.
