@@ -39,6 +39,7 @@ def surprise(chat: Chat, template: ChatTemplate) -> float:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # of a machine that has other work too
 @pytest.mark.parametrize("n_discard", [1, "turn"])
 def test_what_was_pinned_is_known_at_the_end(n_discard: Discard, default_model: str) -> None:
     with (

@@ -15,6 +15,7 @@ N_CTX = 64
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # of a machine that has other work too
 @pytest.mark.parametrize(
     ("policy", "n_tokens"),
     [
