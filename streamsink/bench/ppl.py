@@ -23,7 +23,7 @@ from streamsink.bench import text
 from streamsink.bench.scores import ScoreFile, read_scores
 from streamsink.bench.statistics import bootstrap_interval, curve, mean_nll, perplexity
 from streamsink.bench.task import Place, Task
-from streamsink.core.policy import LARGEST, Discard, SinkPolicy
+from streamsink.core.policy import LARGEST, Discard, Placing, SinkPolicy
 from streamsink.engine.scoring import nll
 from streamsink.engine.stream import Stream
 from streamsink.errors import UsageError
@@ -94,7 +94,7 @@ class Cell:
     n_ctx: int
     n_keep: int = 4
     n_discard: Discard = 1
-    placement: Literal["auto", "rotate", "reanchor"] = "auto"
+    placement: Placing = "auto"
     slack: int | None = None
     cache_type_k: str = "f16"
     cache_type_v: str = "f16"
@@ -154,7 +154,7 @@ def grid(
     n_ctx: Sequence[int],
     n_keep: Sequence[int],
     n_discard: Sequence[Discard],
-    placement: Sequence[Literal["auto", "rotate", "reanchor"]],
+    placement: Sequence[Placing],
     slack: Sequence[int | None],
     cache_types: Sequence[str],
     **settings: Any,

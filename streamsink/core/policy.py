@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 from streamsink.errors import UsageError
 from streamsink.system.checked import truth, whole
 
 Placement: TypeAlias = Literal["rotate", "reanchor"]
+Placing: TypeAlias = Literal["auto", Placement]
 Keep: TypeAlias = int | Literal["system"]
 Discard: TypeAlias = int | Literal["half", "turn", "sentence"]
 
 WHOLES = ("turn", "sentence")
 """What may be evicted whole."""
-PLACEMENTS = ("auto", "rotate", "reanchor")
+PLACEMENTS = get_args(Placing)
 LARGEST = 2**24
 """Upper bound of every count: beyond it a 32-bit float cannot tell two positions apart."""
 
@@ -55,7 +56,7 @@ class SinkPolicy:
 
     n_keep: Keep = 4
     n_discard: Discard = 1
-    placement: Literal["auto", "rotate", "reanchor"] = "auto"
+    placement: Placing = "auto"
     slack: int | None = None
     force: bool = False
 
