@@ -11,7 +11,8 @@ import _thread
 import contextlib
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from operator import is_
 from types import FrameType, TracebackType
 from typing import Any, ClassVar
 
@@ -33,7 +34,7 @@ class DeferredSignals:
     """
 
     # All handlers at the last look, and which of them are Python's: they hardly ever change.
-    _last: ClassVar[tuple[tuple[Any, ...], list[tuple[int, Any]]]] = ((), [])
+    _last: ClassVar[tuple[Sequence[Any], list[tuple[int, Any]]]] = [object()] * len(_SIGNALS), []
 
     __slots__ = ("_handlers", "_noted")
 
@@ -45,7 +46,7 @@ class DeferredSignals:
         # The module behind `signal`, which takes 40 us for all of them and this one 2.
         found = tuple(map(_signal.getsignal, _SIGNALS))
         last, handled = DeferredSignals._last
-        if found != last:
+        if not all(map(is_, found, last)):
             # Only a Python handler can tear anything; one set from C (None) or SIG_IGN cannot.
             handled = [one for one in zip(_SIGNALS, found, strict=True) if callable(one[1])]
             DeferredSignals._last = found, handled
