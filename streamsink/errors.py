@@ -40,7 +40,18 @@ class CacheError(StreamsinkError):
 
 
 class TornError(CacheError):
-    """A failure left cells in disorder; the stream evaluates its tokens anew before it goes on."""
+    """A failure left cells in disorder; the stream evaluates its tokens anew before it goes on.
+
+    Attributes
+    ----------
+    everywhere : bool
+        Whether the cells of all streams in the context are in doubt, and not those alone that took
+        part in what failed.
+    """
+
+    def __init__(self, message: str, *, everywhere: bool = False) -> None:
+        super().__init__(message)
+        self.everywhere = everywhere
 
 
 class DecodeError(StreamsinkError):

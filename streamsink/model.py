@@ -13,11 +13,14 @@ from typing import TYPE_CHECKING, Any
 from streamsink import session
 from streamsink.core.events import Event, Evicted
 from streamsink.core.policy import SinkPolicy
+from streamsink.engine.engine import CHUNK, Engine
 from streamsink.engine.stream import Stream
+from streamsink.gguf.layout import MOST_STREAMS, LayoutName
 from streamsink.gguf.preflight import preflight
 from streamsink.gguf.reader import read_header
-from streamsink.gguf.settings import CacheSettings
+from streamsink.gguf.settings import MOST_BATCH, CacheSettings
 from streamsink.registry.files import resolve
+from streamsink.system.checked import whole
 from streamsink.system.closing import Closing
 
 if TYPE_CHECKING:
@@ -34,6 +37,7 @@ class Model(Closing):
     def __init__(self, weights: Weights) -> None:
         self._weights = weights
         self._streams: weakref.WeakSet[Stream] = weakref.WeakSet()
+        self._engines: weakref.WeakSet[Engine] = weakref.WeakSet()
 
     @classmethod
     def open(
@@ -192,6 +196,71 @@ class Model(Closing):
             backend.close()
             raise
 
+    def engine(
+        self,
+        n_streams: int = 4,
+        n_ctx: int | None = None,
+        cache_type_k: str = "f16",
+        cache_type_v: str = "f16",
+        *,
+        layout: LayoutName = "auto",
+        chunk: int = CHUNK,
+        n_batch: int = 512,
+        n_lanes: int = 64,
+        threads: int | None = None,
+        threads_batch: int | None = None,
+        flash_attn: bool | None = None,
+        rope_scaling: str | None = None,
+        rope_scale: float = 1.0,
+    ) -> Engine:
+        """Open an engine: streams that decode together, each with a sink and a window of its own.
+
+        The weights are read once for a token of every stream, where streams by themselves read them
+        once for each.
+
+        Parameters
+        ----------
+        n_streams : int
+            Streams whose cells are at hand. There may be more: they take turns.
+        n_ctx : int, optional
+            Tokens that a token can attend to, in each stream.
+        layout : {"auto", "pools", "unified", "separate"}
+            A pool of cells for each, one pool for all, or a context for each
+            (`streamsink.gguf.layout`); ``auto`` takes what is exact and fastest, and `Engine.why`
+            says why.
+        chunk : int
+            Most tokens of prompts in one decode while other streams generate.
+        cache_type_k, cache_type_v, n_batch, n_lanes, threads, threads_batch, flash_attn,
+        rope_scaling, rope_scale
+            See `CacheSettings`.
+
+        Raises
+        ------
+        UsageError
+            Settings out of range, or a layout that is wrong on this model.
+        MemoryBudgetError
+            The contexts do not fit into memory.
+        """
+        n_streams = whole("streams", n_streams, 1, MOST_STREAMS)
+        chunk = whole("chunk", chunk, 1, MOST_BATCH)
+        if n_ctx is None:
+            n_ctx = min(N_CTX, self.n_ctx_train)
+        SinkPolicy(n_keep=0).check(n_ctx)
+        settings = CacheSettings(
+            cache_type_k, cache_type_v, n_batch, n_lanes, threads, threads_batch, flash_attn,
+            rope_scaling, rope_scale,
+        )  # fmt: skip
+        from streamsink.llama.slots import NativeHosts
+
+        hosts = NativeHosts(self._weights, int(n_ctx), settings, n_streams, layout)
+        try:
+            engine = Engine(hosts, int(n_ctx), chunk=chunk)
+        except BaseException:
+            hosts.close()
+            raise
+        self._engines.add(engine)
+        return engine
+
     def restore(
         self,
         path: str | os.PathLike[str],
@@ -248,6 +317,8 @@ class Model(Closing):
 
     def close(self) -> None:
         """Close all streams, and free the weights. Twice is fine."""
+        for engine in list(self._engines):
+            engine.close()
         # A context that outlives its model takes the process with it; and another thread may open
         # or fork one meanwhile.
         while self._streams:

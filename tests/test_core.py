@@ -157,11 +157,11 @@ class CoreMachine(RuleBasedStateMachine):
             assert self.core.n_pending == 1
             before = self.core.state
             expected = self.core._planner.advance(before, self.core._tape, SINGLY)
-            if (step := self.core.begin_step()) is None:
+            if not self.core.finds_run():
                 self.core.drop(index)
                 self.feed(1, None)
                 continue
-            token, pos, gone = step
+            token, pos, gone = self.core.begin_step()
             assert self.core.state == before
             plan = self.core.in_doubt() if done == cut_at else None
             assert plan is None or plain(plan) == plain(expected)

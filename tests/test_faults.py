@@ -28,6 +28,7 @@ from streamsink.core.sampling import Sampling
 from streamsink.engine.context import Logits
 from streamsink.engine.scoring import nll
 from streamsink.engine.stream import Stream
+from streamsink.engine.task import Task
 from streamsink.errors import (
     TornError,
 )
@@ -279,18 +280,18 @@ class FaultMachine(StreamMachine):
         driver = self.stream._driver
         plain_truncate, plain_logits = driver.truncate, driver._make_logits
 
-        def truncate(n: int) -> None:
-            plain_truncate(n)
+        def truncate(n: int) -> Task[None]:
+            yield from plain_truncate(n)
             self.retaken = True
 
-        def make_logits() -> None:
+        def make_logits() -> Task[None]:
             state = driver.controller.state
             is_whole = state.ledger.missing is Missing.NOTHING and not state.has_logits
             if is_whole and state.ledger.n_live and not state.ledger.n_newest:
                 # They are those of the head, which is read anew for it.
                 self.plain.torn = True
                 self.plain.bring_up(self.policy)
-            plain_logits()
+            yield from plain_logits()
 
         driver.truncate = truncate  # type: ignore[method-assign]
         driver._make_logits = make_logits  # type: ignore[method-assign]

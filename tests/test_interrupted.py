@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import linecache
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -76,10 +76,17 @@ def _looks(frame: FrameType | None) -> bool:
         return True
     while frame:
         code = frame.f_code
-        if code.co_filename.endswith("reporting.py") or code.co_name == "change":
+        if code.co_filename.endswith("reporting.py"):
+            return True
+        called = frame.f_locals.get("body")  # streamsink.engine.task: call
+        if called is not None and code.co_name == "called" and _is_look(called):
             return True
         frame = frame.f_back
     return False
+
+
+def _is_look(called: Callable[..., object]) -> bool:
+    return called.__name__ == "change" or called.__module__.endswith("reporting")
 
 
 @contextmanager

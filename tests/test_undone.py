@@ -20,7 +20,7 @@ from unittest.mock import patch
 
 import pytest
 
-import streamsink.engine.feeding
+import streamsink.engine.base
 from streamsink import session
 from streamsink.chat.chat import Chat
 from streamsink.chat.template import ChatTemplate
@@ -256,7 +256,7 @@ def test_handlers_that_raise_wait_too(number: signal.Signals) -> None:
 
     def handler(signum: int, frame: FrameType | None) -> None:
         while frame:
-            if frame.f_code.co_filename == streamsink.engine.feeding.__file__:
+            if frame.f_code.co_filename == streamsink.engine.base.__file__:
                 raise Stop
             frame = frame.f_back
 

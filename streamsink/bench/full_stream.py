@@ -66,6 +66,7 @@ class FullStream:
         self._sampling = Sampling(seed=seed)
         # The baselines work beneath the stream, on its very cells.
         self._driver = stream._driver
+        self._do = stream._do
         self._context = self._driver.context
         self._feed(self._n_ctx + BATCH)  # the first eviction tries out whether lanes work
         self.auto = self.stream.stats.placement
@@ -106,7 +107,7 @@ class FullStream:
         def whole() -> None:
             take(tokens)
             # What the next single token would have to do is counted here.
-            self._driver.compact()
+            self._do(self._driver.compact())
             self._context.logits()
 
         before = [self._prefill(rows) for _ in range(n // BATCH)]
@@ -149,7 +150,7 @@ class FullStream:
     def recomputing(self) -> Sample:
         """What a token costs if the whole window is evaluated for it, against a plain decode."""
         self._settle(SinkPolicy())
-        ms = _ms(self._driver.evaluate_anew)
+        ms = _ms(lambda: self._do(self._driver.evaluate_anew()))
         newest = self.stream.visible_tokens()[-1:]
         plain = [_ms(self._again, newest) for _ in range(8)]
         return Sample([ms], 1, float(np.median(plain)))
@@ -181,7 +182,7 @@ class FullStream:
     def _against_anew(self, call: Callable[[], object]) -> Sample:
         self._settle(SinkPolicy())
         ms = _ms(call)
-        anew = _ms(self._driver.evaluate_anew)
+        anew = _ms(lambda: self._do(self._driver.evaluate_anew()))
         return Sample([ms], self._n_ctx, anew / self._n_ctx)
 
     # -- calls ----------------------------------------------------------------------------------
@@ -245,7 +246,7 @@ class FullStream:
         for _ in range(2):
             self._feed(1)
         self._fill()
-        self._driver.compact()
+        self._do(self._driver.compact())
 
     def _fill(self) -> None:
         stats = self.stream.stats

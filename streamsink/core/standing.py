@@ -138,26 +138,28 @@ class Standing:
 
     # -- in a run -------------------------------------------------------------------------------
 
-    def begin_step(self) -> Step | None:
-        """Begin the next step of a run, which decodes the one pending token: as `begin` does.
-
-        None where that takes a plan.
-        """
+    def finds_run(self) -> bool:
+        """Find out whether the one pending token can be decoded in a step of a run."""
         run = self._run
         if run is None or run.n_done == run.n_steps:
             state = self._here()
             if state.n_pending != 1:
-                return None
+                return False
             self._tidy()
             run = self._run = self._planner.run(state)
-            if run is None:
-                return None
+        return run is not None and run.n_given == run.index + run.n_done + 1
+
+    def begin_step(self) -> Step:
+        """Begin the next step of a run, which decodes the one pending token: as `begin` does."""
+        run = self._run
+        assert run
         n = run.n_done
-        index = run.index + n
-        if run.n_given != index + 1:
-            return None
         run.n_begun = n + 1
-        return self._tape.read_one(index), run.pos + n, run.gone_pos + n if run.evicts else None
+        return (
+            self._tape.read_one(run.index + n),
+            run.pos + n,
+            run.gone_pos + n if run.evicts else None,
+        )
 
     def commit_step(self) -> None:
         """Note that a step has been carried out."""

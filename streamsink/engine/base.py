@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import operator
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, MutableSet, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -17,6 +19,7 @@ from streamsink.core.policy import SinkPolicy
 from streamsink.engine.context import Context, Sampler
 from streamsink.engine.driver import Driver
 from streamsink.engine.sentences import Sentences
+from streamsink.engine.task import Alone, MakeRunner, T, Task, call, quick
 from streamsink.errors import ClosedError, UsageError
 from streamsink.system.closing import Closing
 from streamsink.system.interrupt import Door, Exclusive
@@ -60,6 +63,7 @@ class Base(Closing):
         on_event: Callable[[Event], object] | None = None,
         rebase_at: int = REBASE_AT,
         siblings: MutableSet[Any] | None = None,
+        runner: MakeRunner = Alone,
     ) -> None:
         policy.check(n_ctx)
         self.n_ctx = n_ctx
@@ -70,7 +74,7 @@ class Base(Closing):
         self._context = context
         self._tokenizer = context.tokenizer
         self._door = Door()
-        self._alone = Exclusive(self._door, before=self._enter, after=self._tell)
+        self._alone = Exclusive(self._door, after=self._tell)
         # The same for what changes nothing, and for a stream that is closed already.
         self._still = Exclusive(self._door)
         ends_sentence = Sentences(context.tokenizer).ends_with
@@ -79,7 +83,8 @@ class Base(Closing):
             policy,
             self._news.append if on_evict or on_event else None,
         )
-        self._driver = Driver(context, self._controller, self._alone.deliver)
+        self._driver = Driver(context, self._controller, lambda: self._runner.pause())
+        self._runner = runner(self._driver, self._alone.deliver)
         self._feeding = Meter()
         self._generating = Meter()
         self._sampler: Sampler | None = None
@@ -100,13 +105,12 @@ class Base(Closing):
 
     @policy.setter
     def policy(self, policy: SinkPolicy) -> None:
-        with self._alone:
-            self._adopt(policy)
+        self._set_policy(policy)
 
-    def change(self, **settings: Any) -> None:
+    @quick
+    def change(self, /, **settings: Any) -> None:
         """Change some settings of the policy: ``stream.change(n_discard=8)``."""
-        with self._alone:
-            self._adopt(replace(self.policy, **settings))
+        self._adopt(replace(self.policy, **settings))
 
     @property
     def n_cells(self) -> int:
@@ -118,26 +122,56 @@ class Base(Closing):
         """The token that opens a stream; ``None`` where the model expects none."""
         return self._tokenizer.bos
 
-    def reset(self) -> None:
+    @call
+    def reset(self) -> Task[None]:
         """Forget everything and begin anew, under the same policy."""
-        with self._alone:
-            self._drop_sampler()
-            self._driver.clear()
+        self._drop_sampler()
+        yield from self._driver.clear()
 
     def close(self) -> None:
         """Free the context. Twice is fine."""
         with self._still:
             self._closed = True
-            self._drop_sampler()
-            self._context.close()
+            self._runner.leave(self._free)
+
+    def _free(self) -> None:
+        self._drop_sampler()
+        self._context.close()
 
     # -- for the calls --------------------------------------------------------------------------
 
-    def _enter(self) -> None:
+    def _do(self, task: Task[T]) -> T:
+        with self._alone:
+            return self._runner.run(self._opened_by(task))
+
+    async def _ado(self, task: Task[T]) -> T:
+        """`_do` for an event loop. Cancelled, it waits for what is under way, and then says so."""
+        try:
+            with self._door.taken():
+                under_way = asyncio.ensure_future(self._runner.arun(self._opened_by(task)))
+                try:
+                    return await asyncio.shield(under_way)
+                except asyncio.CancelledError:
+                    self._runner.cancel()
+                    # However often it is cancelled meanwhile.
+                    while not under_way.done():
+                        with suppress(asyncio.CancelledError):
+                            await asyncio.wait([under_way])
+                    under_way.exception()  # which nobody will ask for
+                    raise
+        finally:
+            self._tell()
+
+    def _opened_by(self, task: Task[T]) -> Task[T]:
         if self._closed:
             raise ClosedError("this stream is closed: open another with model.stream()")
         if self._controller.in_doubt():  # the call before was cut off
             self._driver.clear_doubt()
+        return (yield from task)
+
+    @quick
+    def _set_policy(self, policy: SinkPolicy) -> None:
+        self._adopt(policy)
 
     def _tell(self) -> None:
         if not self._news:

@@ -1,4 +1,4 @@
-"""One plan carried out on a context, or taken back: what is left is right wherever it ends."""
+"""Plans carried out on a context, or taken back: what is left is right wherever that ends."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from streamsink.core.controller import Controller
 from streamsink.core.ledger import Missing
 from streamsink.core.plan import MAIN, SCRATCH, Compact, Plan, Remove, Rows, Shift
 from streamsink.core.state import State
-from streamsink.engine.context import Context, Outputs
+from streamsink.engine.context import Context, Outputs, Part
+from streamsink.engine.task import Task
 from streamsink.engine.undo import Undo
 from streamsink.errors import DecodeError, StreamsinkError, TornError
 
@@ -18,7 +19,7 @@ REFUSED = -1
 
 
 class Carrier:
-    """Carries out plans.
+    """What carrying out a stream's plans has in common.
 
     Parameters
     ----------
@@ -31,76 +32,33 @@ class Carrier:
     ----------
     undo : Undo or None
         How to go back to where a transaction began, while one is under way.
+    ms : float
+        What was spent since the last tokens were fed, in milliseconds.
     """
 
     def __init__(self, context: Context, controller: Controller) -> None:
         self.context = context
         self.controller = controller
         self.undo: Undo | None = None
-        self._ms = 0.0
+        self.ms = 0.0
+        self._next = NextToken(self)
 
-    def carry_out(self, plan: Plan, outputs: Outputs = "last") -> None:
-        """Do what a plan says, and note that it is done; or take it back.
+    def carry_out(self, plan: Plan, outputs: Outputs = "last") -> Task[bool]:
+        """Have a plan carried out; whether it was, rather than that another one is to be made.
 
         Raises
         ------
         DecodeError, CacheError
             What the context says; the stream stands where `Controller.give_up` leads.
         """
-        controller, context, rows = self.controller, self.context, plan.rows
-        if self.undo and plan.loses:
-            self.undo.will_lose(controller.n_pending)
-        feeds = rows is not None and rows.is_input
-        if not feeds:
-            outputs = "last" if plan.then.has_logits else "none"
-        started = 0.0 if feeds else time.perf_counter()
-        controller.begin(plan)
-        n_done = 0
-        try:
-            for op in plan.ops:
-                op.act_on(context)
-                n_done += 1
-            if rows is None:
-                pass
-            elif rows.lanes:
-                context.decode_lanes(rows.tokens, rows.pos, rows.lanes, outputs)
-            else:
-                context.decode(rows.tokens, rows.pos, rows.seq, outputs)
-        except BaseException as error:
-            self._put_right(error, n_done)
-            raise
-        if not feeds:
-            self._ms += (time.perf_counter() - started) * 1e3
-        controller.commit(plan, self._ms)
-        if feeds or plan.told:
-            self._ms = 0.0
+        done: bool = yield CarryOut(self, plan, outputs)
+        return done
 
-    def step(self) -> bool:
-        """Decode the one pending token in a step of a run; False where that takes plans.
+    def step(self) -> NextToken | None:
+        """Decoding the one pending token in a step of a run; None where that takes plans."""
+        return self._next if not self.undo and self.controller.finds_run() else None
 
-        Raises
-        ------
-        DecodeError, CacheError
-            As for `carry_out`.
-        """
-        controller, context = self.controller, self.context
-        step = None if self.undo else controller.begin_step()
-        if step is None:
-            return False
-        token, pos, leaves = step
-        n_done = 0
-        try:
-            if leaves is not None:
-                context.remove(MAIN, leaves, leaves + 1)
-                n_done = 1
-            context.decode((token,), pos, MAIN, "last")
-        except BaseException as error:
-            self._put_right(error, n_done)
-            raise
-        controller.commit_step()
-        return True
-
-    def _put_right(self, error: BaseException, n_done: int) -> None:
+    def put_right(self, error: BaseException, n_done: int) -> None:
         """Put right what is left where so many operations were done, and then something raised."""
         plan = self.controller.in_doubt()
         if plan and isinstance(error, (StreamsinkError, MemoryError)):
@@ -177,3 +135,99 @@ class Carrier:
         is_there = context.end(SCRATCH) == moved + 1
         context.remove(SCRATCH, 0, -1)
         return is_there
+
+
+class CarryOut:
+    """A plan to be carried out: the `Work` of most steps."""
+
+    __slots__ = ("_carrier", "_n_done", "_outputs", "_plan", "_started")
+
+    def __init__(self, carrier: Carrier, plan: Plan, outputs: Outputs) -> None:
+        self._carrier = carrier
+        self._plan = plan
+        rows = plan.rows
+        if rows is not None and not rows.is_input:
+            outputs = "last" if plan.then.has_logits else "none"
+        self._outputs = outputs
+        self._n_done = 0
+        self._started = 0.0
+
+    @property
+    def context(self) -> Context:
+        """Whose cells it acts on."""
+        return self._carrier.context
+
+    @property
+    def _feeds(self) -> bool:
+        rows = self._plan.rows
+        return rows is not None and rows.is_input
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens that are to be decoded."""
+        rows = self._plan.rows
+        return len(rows.tokens) if rows else 0
+
+    def begin(self) -> Part | None:
+        """Note that the plan is under way, do its operations, return its rows."""
+        carrier, plan = self._carrier, self._plan
+        if carrier.undo and plan.loses:
+            carrier.undo.will_lose(carrier.controller.n_pending)
+        if not self._feeds:
+            self._started = time.perf_counter()
+        carrier.controller.begin(plan)
+        for op in plan.ops:
+            op.act_on(carrier.context)
+            self._n_done += 1
+        return None if plan.rows is None else Part(plan.rows, self._outputs)
+
+    def commit(self) -> None:
+        """Note that the plan is done."""
+        carrier, plan = self._carrier, self._plan
+        if not self._feeds:
+            carrier.ms += (time.perf_counter() - self._started) * 1e3
+        carrier.controller.commit(plan, carrier.ms)
+        if self._feeds or plan.told:
+            carrier.ms = 0.0
+
+    def put_right(self, error: BaseException) -> None:
+        """Take back what is there of the plan."""
+        self._carrier.put_right(error, self._n_done)
+
+
+class NextToken:
+    """A step of a run: the `Work` of nearly all steps where tokens come one by one."""
+
+    __slots__ = ("_carrier", "_n_done")
+
+    def __init__(self, carrier: Carrier) -> None:
+        self._carrier = carrier
+        self._n_done = 0
+
+    @property
+    def context(self) -> Context:
+        """Whose cells it acts on."""
+        return self._carrier.context
+
+    @property
+    def n_tokens(self) -> int:
+        """One token is decoded."""
+        return 1
+
+    def begin(self) -> Part:
+        """Note that the step is under way, let the token leave that leaves, return the next one."""
+        self._n_done = 0
+        carrier = self._carrier
+        token, pos, leaves = carrier.controller.begin_step()
+        if leaves is not None:
+            carrier.context.remove(MAIN, leaves, leaves + 1)
+            self._n_done = 1
+        return Part(Rows((token,), pos), "last")
+
+    def commit(self) -> None:
+        """Note that the step is done."""
+        self._carrier.controller.commit_step()
+
+    def put_right(self, error: BaseException) -> None:
+        """Take back what is there of the step."""
+        self._carrier.put_right(error, self._n_done)

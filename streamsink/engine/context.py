@@ -7,14 +7,14 @@ A sequence is llama.cpp's: a set of cells that a token written to it can attend 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, Protocol, TypeAlias
+from typing import Literal, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from streamsink.core.capabilities import Capabilities
 from streamsink.core.ledger import Span
-from streamsink.core.plan import Cells
+from streamsink.core.plan import Cells, Rows
 from streamsink.core.sampling import Sampling
 from streamsink.core.snapshot import CacheKey
 
@@ -22,6 +22,21 @@ Logits: TypeAlias = NDArray[np.float32]
 Outputs: TypeAlias = Literal["none", "last", "all"]
 """Of which tokens of a decode logits are computed: in small models a row takes a fifth of the time
 of a token."""
+
+
+class Part(NamedTuple):
+    """What a stream has decoded in one step.
+
+    Attributes
+    ----------
+    rows : Rows
+        Tokens and where they go.
+    outputs : {"none", "last", "all"}
+        Of which of them logits are computed.
+    """
+
+    rows: Rows
+    outputs: Outputs
 
 
 class Sampler(Protocol):
@@ -154,7 +169,10 @@ class Context(Cells, Protocol):
         """
 
     def logits(self) -> Logits:
-        """Rows of the last decode, shape (n_rows, n_vocab). A view, good until the next decode."""
+        """Rows of the stream's last decode, shape (n_rows, n_vocab); a view, until the next decode.
+
+        Where streams share a context, the last of them outlasts the others' decodes.
+        """
 
     def put_logits(self, row: Logits) -> None:
         """Let these be the last row of logits: they came with cells from elsewhere."""
@@ -190,3 +208,88 @@ class Context(Cells, Protocol):
 
     def close(self) -> None:
         """Free the context. Twice is fine."""
+
+
+class Host(Protocol):
+    """A context that several streams share: each has a place in it while it is at work."""
+
+    @property
+    def n_places(self) -> int:
+        """How many streams there is room for."""
+
+    @property
+    def n_batch(self) -> int:
+        """Most tokens in one decode."""
+
+    def decode(self, parts: Sequence[tuple[Slot, Part]]) -> None:
+        """Decode for several streams at once, each of which has a place here.
+
+        Raises
+        ------
+        DecodeError
+            None of the tokens is in the cache; everything else is as before.
+        TornError
+            Neither could be had.
+        """
+
+
+class Slot(Context, Protocol):
+    """The context of one stream among many: its cells, in a place of a host or in memory.
+
+    Attributes
+    ----------
+    share : int or None
+        Most tokens of the stream in the next decode, where that is less than a host's batch.
+    """
+
+    share: int | None
+
+    @property
+    def host(self) -> Host | None:
+        """Where its cells are; None where they are in memory."""
+
+    def enter(self, host: Host, place: int) -> None:
+        """Take a place, from 0 on, that is free, and bring the cells there.
+
+        Raises
+        ------
+        CacheError
+            They could not be brought there; the place is taken, and empty.
+        """
+
+    def leave(self) -> None:
+        """Give up the place, with the cells in memory from then on.
+
+        Raises
+        ------
+        CacheError
+            They cannot be given out; the place is given up, and they are gone.
+        """
+
+
+class Hosts(Protocol):
+    """The contexts of an engine.
+
+    Attributes
+    ----------
+    why : str
+        Why streams are laid out so, as a clause.
+    """
+
+    why: str
+
+    @property
+    def hosts(self) -> Sequence[Host]:
+        """Where streams have their places."""
+
+    def slot(self) -> Slot:
+        """The context of another stream, without a place yet."""
+
+    def lanes_host(self) -> Host | None:
+        """A context of one place where lanes work, for those who have none in theirs.
+
+        It is made when it is first asked for; None where there can be none.
+        """
+
+    def close(self) -> None:
+        """Free them. Twice is fine."""

@@ -18,6 +18,7 @@ from streamsink.core.state import State
 from streamsink.engine.carrier import Carrier
 from streamsink.engine.context import Context, Logits, Outputs
 from streamsink.engine.scoring import nll
+from streamsink.engine.task import AskLanes, AskPlace, Task, answered
 from streamsink.engine.undo import Undo
 from streamsink.errors import CacheError, StreamsinkError, UsageError
 
@@ -56,11 +57,10 @@ class Driver(Carrier):
     ) -> None:
         super().__init__(context, controller)
         self._pause = pause
-        self._one = Grant(context.n_batch, context.n_cells - controller.n_ctx, one_by_one=True)
 
     # -- forward --------------------------------------------------------------------------------
 
-    def advance(self, scores: NDArray[np.float64] | None = None) -> None:
+    def advance(self, scores: NDArray[np.float64] | None = None) -> Task[None]:
         """Decode what is pending, with every eviction that this takes.
 
         Parameters
@@ -74,7 +74,8 @@ class Driver(Carrier):
             Ledger and cache hold the tokens decoded before; the others are still pending.
         """
         controller = self.controller
-        if scores is None and self.step():
+        step = self.step() if scores is None else None
+        if step and (yield step):
             return
         n_given = controller.n_pending
         tokens = controller.pending() if scores is not None else ()
@@ -85,24 +86,25 @@ class Driver(Carrier):
         while not controller.is_done:
             if has_decoded:
                 self._pause_if_possible()
-            plan = controller.plan(self._one if n_given == 1 else self._grant(outputs))
-            self.carry_out(plan, outputs)
-            if plan.rows and plan.rows.is_input:
+            grant = yield from self._grant(outputs, one_by_one=n_given == 1)
+            plan = controller.plan(grant)
+            done = yield from self.carry_out(plan, outputs)
+            if done and plan.rows and plan.rows.is_input:
                 has_decoded = True
                 if scores is not None:
                     self._score(scores, tokens, plan.rows)
 
-    def _grant(self, outputs: Outputs) -> Grant:
+    def _grant(self, outputs: Outputs, *, one_by_one: bool) -> Task[Grant]:
         controller, context = self.controller, self.context
         n_lanes = 1
-        if controller.uses_lanes:
+        if not one_by_one and controller.uses_lanes:
             # The first question tries lanes out, and leaves other logits behind.
             controller.settle_on(controller.state.but(has_logits=False))
-            n_lanes = context.n_lanes
+            n_lanes = yield AskLanes(context)
         n_batch = context.n_batch
         if outputs == "all":
             n_batch = min(n_batch, context.max_output_rows)
-        return Grant(n_batch, self._one.n_spare, n_lanes)
+        return Grant(n_batch, context.n_cells - controller.n_ctx, n_lanes, one_by_one)
 
     def _score(self, scores: NDArray[np.float64], tokens: Sequence[int], rows: Rows) -> None:
         end = len(tokens) - self.controller.n_pending
@@ -110,7 +112,7 @@ class Driver(Carrier):
         targets = tokens[first : end + 1]
         scores[first : first + len(targets)] = nll(self.context.logits()[: len(targets)], targets)
 
-    def settle(self) -> None:
+    def settle(self) -> Task[None]:
         """Bring the cells to where the ledger has them, and no others, to be given out.
 
         Raises
@@ -118,19 +120,19 @@ class Driver(Carrier):
         DecodeError, CacheError
             What is missing could not be brought back.
         """
-        self._finish()
+        yield from self._finish()
         if self.controller.state.is_shifting and self.context.capabilities.takes_back:
-            self.truncate(1)
-            self.advance()
+            yield from self.truncate(1)
+            yield from self.advance()
 
-    def evict(self, n: int) -> None:
+    def evict(self, n: int) -> Task[None]:
         """Take the oldest tokens out of the window; before the next decode the sink is seen to."""
-        self._finish()
-        self.carry_out(self.controller.plan_eviction(n))
+        yield from self._finish()
+        yield from self.carry_out(self.controller.plan_eviction(n))
 
     def splice(
         self, at: int, n: int, tokens: Sequence[int], under: State, *, exact: bool
-    ) -> Spliced:
+    ) -> Task[Spliced]:
         """Swap ``n`` of the oldest tokens, after the first ``at``, for others, and evaluate them.
 
         Parameters
@@ -150,27 +152,27 @@ class Driver(Carrier):
             Nothing was swapped; or it was, and whatever comes next evaluates them.
         """
         controller = self.controller
-        self._finish()
+        yield from self._finish()
         if self.undo:
             self.undo.loses()
         over = max(0, controller.ledger.n_live - n + len(tokens) - controller.n_ctx)
         if over:
-            self.carry_out(controller.plan_eviction(over, protected=at + n))
+            yield from self.carry_out(controller.plan_eviction(over, protected=at + n))
         plan, index = controller.plan_splice(at, n, tokens, under, exact=exact)
-        self.carry_out(plan)
+        yield from self.carry_out(plan)
         ledger = controller.ledger
         n_evaluated = ledger.n_live if ledger.missing is Missing.ALL else ledger.n_head
-        self._finish()
+        yield from self._finish()
         return Spliced(over, n_evaluated, index)
 
-    def clear(self) -> None:
+    def clear(self) -> Task[None]:
         """Forget everything; the policy stays. Cells that stay are cleared by the next token."""
         if self.undo:
             self.undo.loses()
         self.controller.reset()
-        self._finish()
+        yield from self._finish()
 
-    def evaluate(self) -> int:
+    def evaluate(self) -> Task[int]:
         """Evaluate the visible tokens, whose cells are missing, and no more than ``n_ctx`` holds.
 
         Returns
@@ -187,25 +189,25 @@ class Driver(Carrier):
         over = controller.ledger.n_live - controller.n_ctx
         if over > 0:
             plan = controller.plan_eviction(over)
-            self.carry_out(Plan(plan.base, plan.then, told=plan.told))
-        self._finish()
+            yield from self.carry_out(Plan(plan.base, plan.then, told=plan.told))
+        yield from self._finish()
         return controller.ledger.n_live
 
-    def evaluate_anew(self) -> None:
+    def evaluate_anew(self) -> Task[None]:
         """Evaluate all visible tokens again, from position 0 on."""
         self.controller.settle_on(self.controller.state.without_cells())
-        self._finish()
+        yield from self._finish()
 
-    def compact(self) -> None:
+    def compact(self) -> Task[None]:
         """Put together what lanes have scattered, as is done before tokens come one by one."""
-        self._take_down_lanes()
+        yield from self._take_down_lanes()
         plan = self.controller.plan_compaction()
         if plan:
-            self.carry_out(plan)
+            yield from self.carry_out(plan)
 
     # -- back -----------------------------------------------------------------------------------
 
-    def truncate(self, n: int) -> None:
+    def truncate(self, n: int) -> Task[None]:
         """Take the newest tokens out of cells and ledger: they are pending then.
 
         Raises
@@ -219,8 +221,8 @@ class Driver(Carrier):
         n_newest = controller.ledger.n_newest
         if n > n_newest:
             raise UsageError(f"{n} tokens cannot be taken back: {n_newest} are in the window")
-        self._take_down_lanes()
-        self.carry_out(controller.plan_truncation(n))
+        yield from self._take_down_lanes()
+        yield from self.carry_out(controller.plan_truncation(n))
         if self.undo:
             self.undo.goes_back_to(controller.ledger.next_index)
         # A small cache of a sliding window has put newer tokens where older ones were.
@@ -229,7 +231,7 @@ class Driver(Carrier):
         if stands and not self.context.is_whole(ledger.spans):
             controller.settle_on(controller.state.without_cells())
 
-    def go_back(self, before: Snapshot, undo: Undo) -> None:
+    def go_back(self, before: Snapshot, undo: Undo) -> Task[None]:
         """Undo what a transaction has done since its beginning.
 
         Parameters
@@ -244,26 +246,27 @@ class Driver(Carrier):
         try:
             self.clear_doubt()
             if undo.has_lost or controller.ledger.missing is Missing.ALL:
-                self._resume(undo.kept or before, undo.cells)
+                yield from self._resume(undo.kept or before, undo.cells)
             came = controller.ledger.next_index - min(undo.lowest, before.n_tokens)
             if came > 0:
-                self.truncate(came)
+                yield from self.truncate(came)
             controller.go_back_to(before)
         except BaseException as error:
             controller.resume(before, with_cells=False)
             if not isinstance(error, StreamsinkError):
                 raise
 
-    def _resume(self, snapshot: Snapshot, cells: memoryview | None) -> None:
+    def _resume(self, snapshot: Snapshot, cells: memoryview | None) -> Task[None]:
         self.controller.resume(snapshot, with_cells=False)
         if cells is not None:
+            yield AskPlace(self.context)
             with suppress(CacheError):
                 self.context.load(cells, self.controller.ledger.last_end)
                 self.controller.resume(snapshot, with_cells=True)
 
     # -- logits ---------------------------------------------------------------------------------
 
-    def logits(self) -> Logits:
+    def logits(self) -> Task[Logits]:
         """Logits of the newest token, shape (1, n_vocab); a view, good until the next decode.
 
         Raises
@@ -271,10 +274,10 @@ class Driver(Carrier):
         UsageError, DecodeError, CacheError
             As for `ready_logits`.
         """
-        self.ready_logits()
+        yield from self.ready_logits()
         return self.context.logits()[-1:]
 
-    def ready_logits(self) -> None:
+    def ready_logits(self) -> Task[None]:
         """See to it that the context's last row of logits is that of the newest token.
 
         Raises
@@ -284,27 +287,28 @@ class Driver(Carrier):
         DecodeError, CacheError
             What is missing, or pending, could not be evaluated.
         """
-        if self.step():
+        step = self.step()
+        if step and (yield step):
             return
         if not self.controller.n_pending:
-            self._make_logits()
+            yield from self._make_logits()
         if self.controller.n_pending:
-            self.advance()
+            yield from self.advance()
 
-    def _make_logits(self) -> None:
+    def _make_logits(self) -> Task[None]:
         controller = self.controller
         if controller.ledger.missing is Missing.ALL:
-            self._finish()
+            yield from self._finish()
         if controller.state.has_logits:
             return
         if not controller.ledger.n_live:
             raise UsageError("a failed decode left the window empty: feed before going on")
         if self._can_decode_again:
-            self.truncate(1)
+            yield from self.truncate(1)
             return
         # The newest token is of the head, or in a recurrent state: all is read anew.
         controller.settle_on(controller.state.without_cells())
-        self._finish()
+        yield from self._finish()
 
     @property
     def _can_decode_again(self) -> bool:
@@ -324,22 +328,42 @@ class Driver(Carrier):
         self.context.put_logits(row)
         self.controller.settle_on(self.controller.state.but(has_logits=True))
 
+    # -- elsewhere ------------------------------------------------------------------------------
+
+    @property
+    def n_pending(self) -> int:
+        """Tokens taken in and not decoded yet."""
+        return self.controller.n_pending
+
+    def prepare_move(self) -> None:
+        """Leave no cells but those of `MAIN`: these are about to be taken elsewhere."""
+        for request in self._take_down_lanes():
+            answered(request)
+        state = self.controller.state
+        if state.ledger.missing is Missing.HEAD and state.ledger.n_ready:
+            # What stands in `SCRATCH` of the head stays behind.
+            self.controller.settle_on(state.but(ledger=state.ledger.lacking(Missing.HEAD)))
+
+    def lose_cells(self) -> None:
+        """Note that all cells are gone: the tokens are evaluated anew before the stream goes on."""
+        self.controller.settle_on(self.controller.state.without_cells())
+
     # -- one plan -------------------------------------------------------------------------------
 
-    def _finish(self) -> None:
+    def _finish(self) -> Task[None]:
         """Bring back what is missing, all lanes taken down."""
         first = True
         while plan := self.controller.plan_settling(self.context.n_batch):
             if not first:
                 self._pause_if_possible()
-            self.carry_out(plan)
+            yield from self.carry_out(plan)
             first = False
 
-    def _take_down_lanes(self) -> None:
+    def _take_down_lanes(self) -> Task[None]:
         if self.controller.state.lanes:
             plan = self.controller.plan_settling(self.context.n_batch)
             assert plan
-            self.carry_out(plan)
+            yield from self.carry_out(plan)
 
     def _pause_if_possible(self) -> None:
         """Let signals act where nothing is half done, or where what is done can be undone."""

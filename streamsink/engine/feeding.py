@@ -10,9 +10,11 @@ from contextlib import contextmanager
 import numpy as np
 from numpy.typing import NDArray
 
+from streamsink.core.snapshot import Snapshot
 from streamsink.engine.base import Base, Input, place_of
 from streamsink.engine.context import Logits
 from streamsink.engine.scoring import nll
+from streamsink.engine.task import Task, call, quick
 from streamsink.engine.undo import Undo
 from streamsink.errors import UsageError
 
@@ -43,15 +45,25 @@ class Feeding(Base):
             llama.cpp failed; the stream holds what was decoded before and goes on. ``stats.index``
             says how far it came.
         """
-        with self._alone:
-            tokens = self._tokens(text, special)
-            self._begin(tokens)
-            start = time.perf_counter()
-            self._take_in(tokens)
-            self._feeding.add(len(tokens), start)
+        return self._do(self._feed(text, special))
+
+    async def afeed(self, text: Input, *, special: bool = False) -> int:
+        """`feed` for an event loop, which is free meanwhile.
+
+        Cancelled, the stream holds what was decoded before; ``stats.index`` says how far it came.
+        """
+        return await self._ado(self._feed(text, special))
+
+    def _feed(self, text: Input, special: bool) -> Task[int]:
+        tokens = self._tokens(text, special)
+        self._begin(tokens)
+        start = time.perf_counter()
+        yield from self._take_in(tokens)
+        self._feeding.add(len(tokens), start)
         return len(tokens)
 
-    def score(self, text: Input, *, special: bool = False) -> NDArray[np.float64]:
+    @call
+    def score(self, text: Input, *, special: bool = False) -> Task[NDArray[np.float64]]:
         """Take in text or tokens like `feed`, and say how well the stream foresaw each token.
 
         Returns
@@ -65,20 +77,20 @@ class Feeding(Base):
         UsageError, DecodeError, CacheError
             As for `feed`.
         """
-        with self._alone:
-            tokens = self._tokens(text, special)
-            self._begin(tokens)
-            scores = np.full(len(tokens), np.nan)
-            if not tokens:
-                return scores
-            start = time.perf_counter()
-            if self._controller.live():
-                scores[:1] = nll(self._driver.logits(), tokens[:1])
-            self._take_in(tokens, scores)
-            self._feeding.add(len(tokens), start)
+        tokens = self._tokens(text, special)
+        self._begin(tokens)
+        scores = np.full(len(tokens), np.nan)
+        if not tokens:
+            return scores
+        start = time.perf_counter()
+        if self._controller.live():
+            scores[:1] = nll((yield from self._driver.logits()), tokens[:1])
+        yield from self._take_in(tokens, scores)
+        self._feeding.add(len(tokens), start)
         return scores
 
-    def rewind(self, index: int) -> None:
+    @call
+    def rewind(self, index: int) -> Task[None]:
         """Go back to where the token of an index was yet to come; what came since is gone.
 
         Parameters
@@ -94,24 +106,24 @@ class Feeding(Base):
             The model cannot take tokens back: a recurrent state holds them.
         """
         index = place_of(index)
-        with self._alone:
-            controller = self._controller
-            ledger = controller.ledger
-            first, last = ledger.next_index - ledger.n_newest, controller.state.n_given
-            if not first <= index <= last:
-                raise UsageError(
-                    f"the stream cannot go back to {index}: {first} to {last} are possible"
-                )
-            if index < ledger.next_index:
-                self._driver.truncate(ledger.next_index - index)
-            controller.drop(index)
+        controller = self._controller
+        ledger = controller.ledger
+        first, last = ledger.next_index - ledger.n_newest, controller.state.n_given
+        if not first <= index <= last:
+            raise UsageError(
+                f"the stream cannot go back to {index}: {first} to {last} are possible"
+            )
+        if index < ledger.next_index:
+            yield from self._driver.truncate(ledger.next_index - index)
+        controller.drop(index)
 
+    @quick
     def begin_turn(self) -> None:
         """Begin a turn with the next token: ``n_discard="turn"`` evicts up to such places."""
-        with self._alone:
-            self._controller.begin_turn()
+        self._controller.begin_turn()
 
-    def logits(self) -> Logits:
+    @call
+    def logits(self) -> Task[Logits]:
         """What the stream foresees: the logits of the next token.
 
         Returns
@@ -124,11 +136,10 @@ class Feeding(Base):
         UsageError
             Nothing has been fed.
         """
-        with self._alone:
-            if self._controller.is_empty:
-                raise UsageError("nothing to go on from: feed a prompt first")
-            row: Logits = self._driver.logits()[0].copy()
-            return row
+        if self._controller.is_empty:
+            raise UsageError("nothing to go on from: feed a prompt first")
+        row: Logits = (yield from self._driver.logits())[0].copy()
+        return row
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
@@ -148,32 +159,42 @@ class Feeding(Base):
             yield
             return
         with self._alone, self._door.left_open():
-            before, n_news = self._controller.snapshot(), len(self._news)
-            undo = Undo(
-                self._context.save,
-                self._controller.snapshot,
-                self._feeding.rate,
-                takes_back=self._context.capabilities.takes_back,
-            )
-            self._driver.undo = undo
+            before, n_news = self._begin_undo(), len(self._news)
             try:
                 yield
             except BaseException:
-                self._driver.undo = None
-                self._driver.go_back(before, undo)
+                self._go_back(before)
                 while len(self._news) > n_news:
                     self._news.pop()
                 raise
             finally:
                 self._driver.undo = None
 
-    def _take_in(self, tokens: Sequence[int], scores: NDArray[np.float64] | None = None) -> None:
+    @quick
+    def _begin_undo(self) -> Snapshot:
+        self._driver.undo = Undo(
+            self._context.save,
+            self._controller.snapshot,
+            self._feeding.rate,
+            takes_back=self._context.capabilities.takes_back,
+        )
+        return self._controller.snapshot()
+
+    @call
+    def _go_back(self, before: Snapshot) -> Task[None]:
+        undo, self._driver.undo = self._driver.undo, None
+        if undo:
+            yield from self._driver.go_back(before, undo)
+
+    def _take_in(
+        self, tokens: Sequence[int], scores: NDArray[np.float64] | None = None
+    ) -> Task[None]:
         """Decode tokens; those that a failure leaves over are not part of the stream."""
         controller = self._controller
         n_given = controller.n_given
         controller.take(tokens)
         try:
-            self._driver.advance(scores)
+            yield from self._driver.advance(scores)
         except BaseException:
             self._driver.clear_doubt()
             controller.drop(max(n_given, controller.next_index))

@@ -7,13 +7,15 @@ import time
 from collections.abc import AsyncIterator, Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 from streamsink.core.events import Finish, Step
 from streamsink.core.sampling import Sampling
 from streamsink.engine.base import Base, Meter
 from streamsink.engine.context import Sampler
+from streamsink.engine.task import Task
 from streamsink.engine.text import TextStream, open_bytes
-from streamsink.errors import UsageError
+from streamsink.errors import StreamsinkError, UsageError
 from streamsink.system import checked
 
 MOST_TOKENS = 2**62
@@ -28,9 +30,64 @@ class _Asked:
     max_tokens: int | None
     sampling: Sampling
     ignore_eos: bool
-    ends: frozenset[int]
-    shows: frozenset[int]
-    record: list[Step] | None
+    ends: frozenset[int] = frozenset()
+    shows: frozenset[int] = frozenset()
+    record: list[Step] | None = None
+
+    @classmethod
+    def checked(
+        cls,
+        max_tokens: int | None,
+        sampling: Sampling | None,
+        *,
+        ignore_eos: bool,
+        **others: Any,
+    ) -> _Asked:
+        """What is asked for, if it can be."""
+        sampling = sampling or Sampling()
+        if max_tokens is not None:
+            max_tokens = checked.whole("max-tokens", max_tokens, 0, MOST_TOKENS)
+        checked.truth("ignore-eos", ignore_eos)
+        if ignore_eos and sampling.grammar:
+            raise UsageError("a grammar ends where the text ends: drop ignore_eos or the grammar")
+        return cls(max_tokens, sampling, ignore_eos, **others)
+
+
+@dataclass(slots=True)
+class _Said:
+    """A generation under way.
+
+    Attributes
+    ----------
+    sampler : Sampler or None
+        Its chain.
+    step : Step or None
+        What was said last and has not been yielded.
+    n : int
+        Tokens said.
+    is_over : bool
+        Whether no other one follows.
+    """
+
+    asked: _Asked
+    text: TextStream
+    sampler: Sampler | None = None
+    step: Step | None = None
+    n: int = 0
+    is_over: bool = False
+
+    def __post_init__(self) -> None:
+        self.is_over = self.asked.max_tokens == 0
+
+    def has_said(self, step: Step) -> None:
+        """Note a step that nobody has seen yet."""
+        self.step = step
+        self.n += 1
+        self.is_over = step.finish is not None
+
+    def is_yielded(self) -> None:
+        """Note that somebody has seen the last step."""
+        self.step = None
 
 
 class Generating(Base):
@@ -78,14 +135,15 @@ class Generating(Base):
         DecodeError, CacheError
             llama.cpp failed; the stream holds all tokens yielded and goes on.
         """
-        sampling = sampling or Sampling()
-        if max_tokens is not None:
-            max_tokens = checked.whole("max-tokens", max_tokens, 0, MOST_TOKENS)
-        checked.truth("ignore-eos", ignore_eos)
-        if ignore_eos and sampling.grammar:
-            raise UsageError("a grammar ends where the text ends: drop ignore_eos or the grammar")
-        asked = _Asked(max_tokens, sampling, ignore_eos, frozenset(ends), frozenset(shows), record)
-        return self._generate(asked, TextStream(stop))
+        asked = _Asked.checked(
+            max_tokens,
+            sampling,
+            ignore_eos=ignore_eos,
+            ends=frozenset(ends),
+            shows=frozenset(shows),
+            record=record,
+        )
+        return self._generate(_Said(asked, TextStream(stop)))
 
     async def agenerate(
         self,
@@ -100,74 +158,75 @@ class Generating(Base):
         Cancelled, the stream holds what was yielded: the step under way is waited for and taken
         back.
         """
-        steps = self.generate(max_tokens, stop, sampling, ignore_eos=ignore_eos)
-        while True:
-            under_way = asyncio.ensure_future(asyncio.to_thread(next, steps, None))
+        asked = _Asked.checked(max_tokens, sampling, ignore_eos=ignore_eos)
+        await asyncio.to_thread(self._context.check_sampling, asked.sampling)
+        said = _Said(asked, TextStream(stop))
+        await self._ado(self._beginning(said))
+        while not said.is_over:
             try:
-                step = await asyncio.shield(under_way)
-            except asyncio.CancelledError:
-                # However often it is cancelled meanwhile: the step must not stay.
-                while not under_way.done():
-                    with suppress(asyncio.CancelledError):
-                        await asyncio.wait([under_way])
-                late = None if under_way.exception() else under_way.result()
-                if late:
-                    self._unsay(late)
+                step = await self._ado(self._saying_next(said))
+            except BaseException:
+                if said.step:
+                    self._unsay(said.step)
                 raise
-            if step is None:
-                return
             yield step
+            said.is_yielded()
 
-    def _generate(self, asked: _Asked, text: TextStream) -> Iterator[Step]:
-        sampling, max_tokens, record = asked.sampling, asked.max_tokens, asked.record
-        controller = self._controller
-        self._context.check_sampling(sampling)  # it may take seconds, and Ctrl-C acts there
-        with self._alone:
-            if controller.is_empty:
-                self._open()
-            recent = controller.live()[-sampling.repeat_last_n :] if sampling.penalizes else []
-            sampler = self._context.sampler(sampling, recent)
-            self._drop_sampler()
-            self._sampler = sampler
-            self._generating = Meter()
-            text.push(self._open_character())
-        n = 0
-        while max_tokens is None or n < max_tokens:
-            step: Step | None = None
+    def _generate(self, said: _Said) -> Iterator[Step]:
+        asked = said.asked
+        self._context.check_sampling(asked.sampling)  # it may take seconds, and Ctrl-C acts there
+        self._do(self._beginning(said))
+        while not said.is_over:
             try:
-                with self._alone:
-                    start = time.perf_counter()
-                    if self._sampler is not sampler:
-                        raise UsageError(
-                            "another generation has begun on this stream: use that one"
-                        )
-                    n += 1
-                    step = self._step(sampler, text, asked, last=n == max_tokens)
-                    controller.take((step.token,))
-                    if record is not None:
-                        record.append(step)
-                    self._generating.add(1, start)
+                step = self._do(self._saying_next(said))
             except BaseException:
                 # Ctrl-C or a callback, on the way out.
-                if step:
-                    self._unsay(step, record)
+                if said.step:
+                    self._unsay(said.step, asked.record)
                 raise
             yield step
-            if step.finish:
-                return
+            said.is_yielded()
 
-    def _open(self) -> None:
+    def _beginning(self, said: _Said) -> Task[None]:
+        controller, sampling = self._controller, said.asked.sampling
+        if controller.is_empty:
+            yield from self._open()
+        recent = controller.live()[-sampling.repeat_last_n :] if sampling.penalizes else []
+        said.sampler = self._context.sampler(sampling, recent)
+        self._drop_sampler()
+        self._sampler = said.sampler
+        self._generating = Meter()
+        said.text.push(self._open_character())
+
+    def _open(self) -> Task[None]:
         """Begin with the token that opens a stream."""
         if self._tokenizer.bos is None:
             raise UsageError("nothing to go on from: feed a prompt first")
         tokens = [self._tokenizer.bos]
         self._begin(tokens)
         self._controller.take(tokens)
-        self._driver.advance()
+        yield from self._driver.advance()
 
-    def _step(self, sampler: Sampler, text: TextStream, asked: _Asked, *, last: bool) -> Step:
+    def _saying_next(self, said: _Said) -> Task[Step]:
+        """Choose the next token and take it in: it is pending."""
+        start = time.perf_counter()
+        if self._sampler is not said.sampler:
+            raise UsageError("another generation has begun on this stream: use that one")
+        yield from self._driver.ready_logits()
+        step = self._choose(said)
+        said.has_said(step)
+        self._controller.take((step.token,))
+        if said.asked.record is not None:
+            said.asked.record.append(step)
+        self._generating.add(1, start)
+        if not step.finish:
+            self._runner.go_ahead()
+        return step
+
+    def _choose(self, said: _Said) -> Step:
         """Choose the next token; it is not yet part of the stream."""
-        self._driver.ready_logits()
+        asked, text, sampler = said.asked, said.text, said.sampler
+        assert sampler
         index = self._controller.next_index
         token = self._context.sample(sampler, index)
         finish: Finish | None = None
@@ -179,7 +238,7 @@ class Generating(Base):
         )
         if finish is None and sampler.stuck:
             finish = "grammar"
-        if finish is None and last:
+        if finish is None and said.n + 1 == asked.max_tokens:
             finish = "length"
         # A character that has only begun is left to what may come next.
         fresh = text.push(piece, final=finish is not None, goes_on=finish == "length")
@@ -196,9 +255,15 @@ class Generating(Base):
     def _unsay(self, step: Step, record: list[Step] | None = None) -> None:
         """Take back a token that nobody will see: a stream holds what was yielded."""
         with self._still:
-            controller = self._controller
-            is_newest = controller.next_index == step.index
-            if is_newest and controller.pending() == [step.token]:
-                controller.drop(step.index)
-                if record and record[-1] is step:
-                    record.pop()
+            self._runner.run(self._taken_back(step))
+            if record and record[-1] is step:
+                record.pop()
+
+    def _taken_back(self, step: Step) -> Task[None]:
+        controller = self._controller
+        if controller.next_index == step.index + 1 == controller.n_given:
+            # In an engine it may have been decoded meanwhile.
+            with suppress(StreamsinkError):
+                yield from self._driver.truncate(1)
+        if controller.next_index == step.index and controller.pending() == [step.token]:
+            controller.drop(step.index)

@@ -10,6 +10,7 @@ from streamsink.core.events import Repinned
 from streamsink.core.pinned import Pinned, PinnedSpan, check_window, pinned_ranges
 from streamsink.core.policy import LARGEST, SinkPolicy
 from streamsink.engine.base import Base, Input, place_of
+from streamsink.engine.task import Task, call, quick
 from streamsink.errors import UsageError
 from streamsink.system import checked
 
@@ -32,16 +33,17 @@ class Pinning(Base):
             controller = self._controller
             return pinned_ranges(controller.ledger.pinned(), controller.state.pinned)
 
+    @quick
     def pin_system(self, n_tokens: int) -> None:
         """Tell how many tokens the system block has: what ``n_keep="system"`` pins."""
         n_tokens = checked.whole("keep", n_tokens, 0, LARGEST, "a number of tokens")
-        with self._alone:
-            pinned = replace(self._controller.state.pinned, n_system=n_tokens)
-            if self.policy.n_keep == "system" and not pinned.spans:
-                pinned = replace(pinned, n_prefix=None)
-            self._adopt(self.policy, pinned)
+        pinned = replace(self._controller.state.pinned, n_system=n_tokens)
+        if self.policy.n_keep == "system" and not pinned.spans:
+            pinned = replace(pinned, n_prefix=None)
+        self._adopt(self.policy, pinned)
 
-    def repin(self, text: Input, *, special: bool = False, exact: bool = False) -> Repinned:
+    @call
+    def repin(self, text: Input, *, special: bool = False, exact: bool = False) -> Task[Repinned]:
         """Swap the pinned prefix for another, shorter or longer; window and pinned spans stay.
 
         The new prefix is evaluated once, right below the window, and ``n_keep`` becomes its length.
@@ -70,18 +72,20 @@ class Pinning(Base):
             llama.cpp failed; a prefix that is swapped already is evaluated before the stream goes
             on.
         """
-        with self._alone:
-            tokens = self._tokens(text, special)
-            if isinstance(text, str):
-                tokens = self._opened(tokens)
-            n = len(tokens)
-            pinned = replace(self._controller.state.pinned, n_prefix=n, n_system=n)
-            policy = self.policy
-            if policy.n_keep != "system":
-                policy = replace(policy, n_keep=n)
-            return self._splice(0, self._n_prefix, tokens, policy, pinned, exact=exact)
+        tokens = self._tokens(text, special)
+        if isinstance(text, str):
+            tokens = self._opened(tokens)
+        n = len(tokens)
+        pinned = replace(self._controller.state.pinned, n_prefix=n, n_system=n)
+        policy = self.policy
+        if policy.n_keep != "system":
+            policy = replace(policy, n_keep=n)
+        return (yield from self._splice(0, self._n_prefix, tokens, policy, pinned, exact=exact))
 
-    def swap_system(self, text: Input, block: tuple[int, int], *, exact: bool = False) -> Repinned:
+    @call
+    def swap_system(
+        self, text: Input, block: tuple[int, int], *, exact: bool = False
+    ) -> Task[Repinned]:
         """Swap the system block for another; what else is pinned stays, and so does the policy.
 
         Under a policy that pins fewer tokens than the new block has, the rest of it leaves like the
@@ -101,24 +105,24 @@ class Pinning(Base):
         UsageError, DecodeError, CacheError
             As for `repin`.
         """
-        with self._alone:
-            tokens = self._tokens(text, special=True)
-            policy, pinned = self.policy, self._controller.state.pinned
-            ledger = self._controller.ledger
-            n_tokens = ledger.n_leading(*block)
-            n_prefix: int | None = None
-            if pinned.spans or policy.n_keep == -1:
-                n_tokens = min(n_tokens, self._n_prefix)
-                n_prefix = self._n_prefix - n_tokens + len(tokens)
-                self._check_splice(n_tokens, tokens)
-                # What of the block stands in the window, behind what is pinned.
-                rest = sum(map(len, ledger.unpinned(*block)))
-                if rest:
-                    self._driver.evict(rest)
-            pinned = replace(pinned, n_prefix=n_prefix, n_system=len(tokens))
-            return self._splice(0, n_tokens, tokens, policy, pinned, exact=exact)
+        tokens = self._tokens(text, special=True)
+        policy, pinned = self.policy, self._controller.state.pinned
+        ledger = self._controller.ledger
+        n_tokens = ledger.n_leading(*block)
+        n_prefix: int | None = None
+        if pinned.spans or policy.n_keep == -1:
+            n_tokens = min(n_tokens, self._n_prefix)
+            n_prefix = self._n_prefix - n_tokens + len(tokens)
+            self._check_splice(n_tokens, tokens)
+            # What of the block stands in the window, behind what is pinned.
+            rest = sum(map(len, ledger.unpinned(*block)))
+            if rest:
+                yield from self._driver.evict(rest)
+        pinned = replace(pinned, n_prefix=n_prefix, n_system=len(tokens))
+        return (yield from self._splice(0, n_tokens, tokens, policy, pinned, exact=exact))
 
-    def pin(self, start: int, stop: int) -> Repinned:
+    @call
+    def pin(self, start: int, stop: int) -> Task[Repinned]:
         """Pin a span for good, beside the prefix: facts that must not be forgotten.
 
         The span is evaluated once more, as the end of the pinned prefix, and stays in the window
@@ -138,21 +142,21 @@ class Pinning(Base):
             As for `repin`.
         """
         start, stop = place_of(start), place_of(stop)
-        with self._alone:
-            controller = self._controller
-            if stop > controller.ledger.next_index > start - controller.state.n_pending:
-                self._driver.advance()
-            ledger, pinned = controller.ledger, controller.state.pinned
-            parts = [part for part in ledger.unpinned(start, stop) if part.start >= 0]
-            if not parts:
-                raise UsageError(f"nothing of {start} to {stop} is in the window: there is no more")
-            span = PinnedSpan(
-                tuple((part.start, part.stop) for part in parts), tuple(controller.ids(*parts))
-            )
-            pinned = replace(pinned, n_prefix=self._n_prefix, spans=(*pinned.spans, span))
-            return self._splice(ledger.n_pinned, 0, span.tokens, self.policy, pinned)
+        controller = self._controller
+        if stop > controller.ledger.next_index > start - controller.state.n_pending:
+            yield from self._driver.advance()
+        ledger, pinned = controller.ledger, controller.state.pinned
+        parts = [part for part in ledger.unpinned(start, stop) if part.start >= 0]
+        if not parts:
+            raise UsageError(f"nothing of {start} to {stop} is in the window: there is no more")
+        span = PinnedSpan(
+            tuple((part.start, part.stop) for part in parts), tuple(controller.ids(*parts))
+        )
+        pinned = replace(pinned, n_prefix=self._n_prefix, spans=(*pinned.spans, span))
+        return (yield from self._splice(ledger.n_pinned, 0, span.tokens, self.policy, pinned))
 
-    def unpin(self) -> Repinned:
+    @call
+    def unpin(self) -> Task[Repinned]:
         """Release the span that was pinned last.
 
         Raises
@@ -162,15 +166,14 @@ class Pinning(Base):
         DecodeError, CacheError
             As for `repin`.
         """
-        with self._alone:
-            pinned = self._controller.state.pinned
-            if not pinned.spans:
-                raise UsageError("nothing is pinned beside the prefix")
-            *spans, last = pinned.spans
-            n = len(last.tokens)
-            at = self._controller.ledger.n_pinned - n
-            pinned = replace(pinned, spans=tuple(spans))
-            return self._splice(at, n, (), self.policy, pinned)
+        pinned = self._controller.state.pinned
+        if not pinned.spans:
+            raise UsageError("nothing is pinned beside the prefix")
+        *spans, last = pinned.spans
+        n = len(last.tokens)
+        at = self._controller.ledger.n_pinned - n
+        pinned = replace(pinned, spans=tuple(spans))
+        return (yield from self._splice(at, n, (), self.policy, pinned))
 
     @property
     def _n_prefix(self) -> int:
@@ -186,14 +189,14 @@ class Pinning(Base):
         pinned: Pinned,
         *,
         exact: bool = False,
-    ) -> Repinned:
+    ) -> Task[Repinned]:
         """Swap ``n`` of the oldest tokens, after the first ``at``, for others."""
         start = time.perf_counter()
         policy.check(self.n_ctx)
         self._check_splice(n, tokens)
-        self._driver.advance()
+        yield from self._driver.advance()
         under = self._controller.adopted(policy, pinned)
-        swapped = self._driver.splice(at, n, tokens, under, exact=exact)
+        swapped = yield from self._driver.splice(at, n, tokens, under, exact=exact)
         ms = (time.perf_counter() - start) * 1e3
         n_pinned = self._controller.ledger.n_pinned
         return Repinned(n_pinned, swapped.n_evaluated, swapped.n_evicted, ms, swapped.first)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from streamsink.core.events import Stats, Visible
 from streamsink.engine.base import Base
+from streamsink.engine.task import Task, call
 
 
 class Reporting(Base):
@@ -36,37 +37,41 @@ class Reporting(Base):
                 rate=self._generating.rate,
             )
 
-    def visible(self) -> list[Visible]:
+    @call
+    def visible(self) -> Task[list[Visible]]:
         """What the model can still see, oldest first; what lies between was forgotten.
 
         A token that was generated but not yet evaluated is evaluated first.
         """
-        with self._alone:
-            self._driver.advance()
-            ledger = self._controller.ledger
-            left = ledger.n_pinned
-            parts: list[Visible] = []
-            for part in ledger.visible():
-                n = min(left, len(part))
-                left -= n
-                for here, pinned in ((part[:n], True), (part[n:], False)):
-                    if here:
-                        ids = tuple(self._controller.ids(here))
-                        parts.append(Visible(here.start, here.stop, pinned, ids, self.text(ids)))
-            return parts
+        yield from self._driver.advance()
+        ledger = self._controller.ledger
+        left = ledger.n_pinned
+        parts: list[Visible] = []
+        for part in ledger.visible():
+            n = min(left, len(part))
+            left -= n
+            for here, pinned in ((part[:n], True), (part[n:], False)):
+                if here:
+                    ids = tuple(self._controller.ids(here))
+                    parts.append(Visible(here.start, here.stop, pinned, ids, self.text(ids)))
+        return parts
 
     def tokens_between(self, start: int, stop: int) -> list[int]:
         """Ids of the tokens of an index range that the model can still see, oldest first."""
-        with self._still:
+
+        def look() -> list[int]:
             controller = self._controller
-            ledger, n_given = controller.ledger, controller.state.n_given
+            ledger, n_given = controller.ledger, controller.n_given
             pending = range(max(start, ledger.next_index), min(stop, n_given))
             return controller.ids(*ledger.between(start, stop), pending)
+
+        with self._still:
+            return self._runner.look(look)
 
     def visible_tokens(self) -> list[int]:
         """Ids of all tokens that the model can still see, oldest first."""
         with self._still:
-            return self._controller.live()
+            return self._runner.look(self._controller.live)
 
     def text(self, tokens: Sequence[int]) -> str:
         """Text of tokens, control tokens included."""

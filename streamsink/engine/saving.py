@@ -16,6 +16,7 @@ from streamsink.core.policy import SinkPolicy
 from streamsink.core.snapshot import CacheKey, Snapshot
 from streamsink.engine.base import Base
 from streamsink.engine.context import Logits
+from streamsink.engine.task import AskPlace, Task, call
 from streamsink.errors import CacheError, SessionError
 from streamsink.session.conversation import Conversation
 
@@ -62,12 +63,13 @@ class Capture:
 class Saving(Base):
     """Streams that begin where another one stands."""
 
+    @call
     def fork(
         self: S,
         *,
         on_evict: Callable[[Evicted], object] | None = None,
         on_event: Callable[[Event], object] | None = None,
-    ) -> S:
+    ) -> Task[S]:
         """Open a second stream that stands where this one stands, and goes on by itself.
 
         A prompt is evaluated once and used many times: the cells are copied, not computed. The
@@ -81,26 +83,26 @@ class Saving(Base):
         DecodeError, CacheError
             The cells cannot be copied; this stream goes on.
         """
-        with self._alone:
-            self._driver.settle()
-            context = self._context.fork()
-            try:
-                other = type(self)(
-                    context,
-                    self.policy,
-                    self.n_ctx,
-                    on_evict=on_evict,
-                    on_event=on_event,
-                    rebase_at=self._controller.rebase_at,
-                    siblings=self._siblings,
-                )
-                other._controller.resume(self._controller.snapshot(), with_cells=True)
-                row = self._driver.lasting_logits()
-                if row is not None:
-                    other._driver.put_logits(row)
-            except BaseException:
-                context.close()
-                raise
+        yield from self._driver.settle()
+        context = self._context.fork()
+        try:
+            other = type(self)(
+                context,
+                self.policy,
+                self.n_ctx,
+                on_evict=on_evict,
+                on_event=on_event,
+                rebase_at=self._controller.rebase_at,
+                siblings=self._siblings,
+                runner=self._runner.joined_by(context),
+            )
+            other._controller.resume(self._controller.snapshot(), with_cells=True)
+            row = self._driver.lasting_logits()
+            if row is not None:
+                other._driver.put_logits(row)
+        except BaseException:
+            context.close()
+            raise
         return other
 
     def save(
@@ -131,7 +133,8 @@ class Saving(Base):
         stream = captured.stream
         self._happened("save", stream.index, stream.n_live, start)
 
-    def capture(self, *, conversation: Conversation | None = None) -> Capture:
+    @call
+    def capture(self, *, conversation: Conversation | None = None) -> Task[Capture]:
         """Where the stream stands, with a copy of its cells: to be written while it goes on.
 
         Parameters
@@ -144,16 +147,15 @@ class Saving(Base):
         DecodeError, CacheError
             As for `save`.
         """
-        with self._alone:
-            self._driver.settle()
-            snapshot = self._controller.snapshot()
-            snapshot.check(self._tokenizer.n_tokens)
-            try:
-                cells = self._context.save() if snapshot.n_live else None
-            except CacheError:
-                cells = None  # then the tokens are evaluated again
-            row = self._driver.lasting_logits()
-            return Capture(self._context.cache_key, snapshot, conversation, cells, row)
+        yield from self._driver.settle()
+        snapshot = self._controller.snapshot()
+        snapshot.check(self._tokenizer.n_tokens)
+        try:
+            cells = self._context.save() if snapshot.n_live else None
+        except CacheError:
+            cells = None  # then the tokens are evaluated again
+        row = self._driver.lasting_logits()
+        return Capture(self._context.cache_key, snapshot, conversation, cells, row)
 
     def restore(
         self,
@@ -191,33 +193,46 @@ class Saving(Base):
             The visible tokens could not be evaluated.
         """
         start = time.perf_counter()
-        controller, driver = self._controller, self._driver
-        with self._alone:
-            mine = self._context.cache_key
-            policy = policy or snapshot.policy
-            policy.check(self.n_ctx)
-            if kind.model != mine.model:
-                raise SessionError(f"the saved stream is of another model: {kind.path}")
-            n_tokens = self._tokenizer.n_tokens
-            snapshot.check(n_tokens)
-            if logits is not None and logits.shape != (n_tokens,):
-                raise SessionError("the saved stream is damaged: its logits are of another model")
-            check_window(snapshot.n_keep, self.n_ctx)
-            if driver.undo:
-                driver.undo.will_lose(snapshot.n_live)
-            controller.resume(snapshot, with_cells=False, policy=policy)
-            self._drop_sampler()
-            why = self._put_back(snapshot, kind.difference(mine), cells)
-            if not why:
-                controller.resume(snapshot, with_cells=True, policy=policy)
-            n_evaluated = driver.evaluate() if why else 0
-            if not why and logits is not None and not snapshot.pending:
-                driver.put_logits(logits)
-            if policy != snapshot.policy:
-                self._adopt(policy)
+        n_evaluated, why = self._restore(snapshot, kind, cells, policy, logits)
         self._happened("restore", snapshot.index, n_evaluated, start)
         self.restored = Restored(n_evaluated, why, (time.perf_counter() - start) * 1e3)
         return self.restored
+
+    @call
+    def _restore(
+        self,
+        snapshot: Snapshot,
+        kind: CacheKey,
+        cells: memoryview | None,
+        policy: SinkPolicy | None,
+        logits: Logits | None,
+    ) -> Task[tuple[int, str]]:
+        """Go on there; how many tokens had to be evaluated, and why."""
+        controller, driver = self._controller, self._driver
+        mine = self._context.cache_key
+        policy = policy or snapshot.policy
+        policy.check(self.n_ctx)
+        if kind.model != mine.model:
+            raise SessionError(f"the saved stream is of another model: {kind.path}")
+        n_tokens = self._tokenizer.n_tokens
+        snapshot.check(n_tokens)
+        if logits is not None and logits.shape != (n_tokens,):
+            raise SessionError("the saved stream is damaged: its logits are of another model")
+        check_window(snapshot.n_keep, self.n_ctx)
+        if driver.undo:
+            driver.undo.will_lose(snapshot.n_live)
+        controller.resume(snapshot, with_cells=False, policy=policy)
+        self._drop_sampler()
+        yield AskPlace(self._context)
+        why = self._put_back(snapshot, kind.difference(mine), cells)
+        if not why:
+            controller.resume(snapshot, with_cells=True, policy=policy)
+        n_evaluated = (yield from driver.evaluate()) if why else 0
+        if not why and logits is not None and not snapshot.pending:
+            driver.put_logits(logits)
+        if policy != snapshot.policy:
+            self._adopt(policy)
+        return n_evaluated, why
 
     def _put_back(self, snapshot: Snapshot, difference: str, cells: memoryview | None) -> str:
         """Put cells into the cache; why they cannot be, or nothing."""

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from streamsink.errors import MemoryBudgetError
+from streamsink.gguf.places import ALONE, CELL_STEP, Places, padded
 from streamsink.gguf.settings import CacheSettings
 from streamsink.gguf.traits import Traits
 from streamsink.system.sizes import gib
 
-CELL_STEP = 256
-"""llama.cpp rounds a cache up to whole steps, and computes attention over whole steps."""
 PART = 0.95
 """Part of the free memory that a context may take: Linux would kill the process beyond."""
 
 
-def n_lanes_of(n_ctx: int, settings: CacheSettings, traits: Traits) -> int:
-    """Lanes of a context: as many as a batch has tokens for.
+def n_lanes_of(n_ctx: int, settings: CacheSettings, traits: Traits, places: Places = ALONE) -> int:
+    """Lanes of a context: as many as a batch has tokens for, and 1 where streams share it.
 
     A recurrent state cannot be divided into lanes. Layers with a sliding window run in them only as
     long as they see all there is: llama.cpp gives cells out of sight to other tokens if they belong
@@ -22,7 +21,7 @@ def n_lanes_of(n_ctx: int, settings: CacheSettings, traits: Traits) -> int:
     different positions, and it refuses tokens that are written to several such sequences
     (llama-batch.cpp: init).
     """
-    if traits.hybrid or 0 < traits.n_swa <= n_ctx:
+    if places.n > 1 or traits.hybrid or 0 < traits.n_swa <= n_ctx:
         return 1
     n_lanes = max(1, min(settings.n_lanes, settings.n_batch - 1))
     if traits.scaling == "longrope" and n_ctx <= traits.n_ctx_unscaled:
@@ -40,7 +39,14 @@ def flash_of(settings: CacheSettings, *, offloads: bool) -> bool | None:
     return settings.flash_attn
 
 
-def context_bytes(traits: Traits, settings: CacheSettings, n_ctx: int, *, swa_full: bool) -> int:
+def context_bytes(
+    traits: Traits,
+    settings: CacheSettings,
+    n_ctx: int,
+    *,
+    swa_full: bool,
+    places: Places = ALONE,
+) -> int:
     """Bytes of a context's cache and of the largest thing that is computed in; an upper estimate.
 
     Parameters
@@ -54,29 +60,38 @@ def context_bytes(traits: Traits, settings: CacheSettings, n_ctx: int, *, swa_fu
     swa_full : bool
         Whether sliding-window layers keep all cells, as a rotation needs. Without, they keep the
         window of every sequence and a batch (llama-kv-cache-iswa.cpp).
+    places : Places
+        Streams that share it; one by default.
     """
-    n_lanes = n_lanes_of(n_ctx, settings, traits)
-    n_cells = _padded(n_ctx + n_lanes - 1)
-    n_sequences = 1 + n_lanes
+    n_lanes = n_lanes_of(n_ctx, settings, traits, places)
+    n_cells = padded(places.n_cells(n_ctx, n_lanes))
+    n_sequences = places.n_sequences(n_lanes)
     n_batch = max(settings.n_batch, n_sequences)
     n_windowed = n_cells
     if traits.n_swa and not swa_full:
-        n_windowed = min(n_cells, _padded(traits.n_swa * n_sequences + n_batch))
+        n_windowed = min(n_cells, padded(traits.n_swa * n_sequences + n_batch))
     cache = traits.cache_bytes(settings, n_cells, n_windowed)
     # Without flash attention the scores of a whole batch stand in memory, in f32.
     flash = flash_of(settings, offloads=False)
-    scores = 0 if flash else 4 * traits.n_head * min(n_batch, n_cells) * n_cells
+    n_seen = n_cells if places.unified else n_cells // places.n
+    scores = 0 if flash else 4 * traits.n_head * min(n_batch, n_cells) * n_seen
     return round(cache + scores)
 
 
 def require_memory(
-    traits: Traits, settings: CacheSettings, n_ctx: int, free: int, *, swa_full: bool
+    traits: Traits,
+    settings: CacheSettings,
+    n_ctx: int,
+    free: int,
+    *,
+    swa_full: bool,
+    places: Places = ALONE,
 ) -> None:
     """Refuse a context that would drive the machine out of memory.
 
     Parameters
     ----------
-    traits, settings, n_ctx, swa_full
+    traits, settings, n_ctx, swa_full, places
         See `context_bytes`.
     free : int
         Bytes that are free.
@@ -86,22 +101,31 @@ def require_memory(
     MemoryBudgetError
         It would; the message says how much would not.
     """
-    needed = context_bytes(traits, settings, n_ctx, swa_full=swa_full)
+    needed = context_bytes(traits, settings, n_ctx, swa_full=swa_full, places=places)
     if needed > PART * free:
-        fits = largest(traits, settings, n_ctx, free, swa_full=swa_full)
+        fits = largest(traits, settings, n_ctx, free, swa_full=swa_full, places=places)
+        of = n_ctx if places.n == 1 else f"{places.n} times {n_ctx}"
         raise MemoryBudgetError(
-            f"a context of {n_ctx} tokens takes {gib(needed)}, and {gib(free)} are free: "
+            f"a context of {of} tokens takes {gib(needed)}, and {gib(free)} are free: "
             f"lower --ctx (about {fits} fit), or --cache-type-k q8_0 --cache-type-v q8_0"
         )
 
 
 def largest(
-    traits: Traits, settings: CacheSettings, most: int, free: int, *, swa_full: bool
+    traits: Traits,
+    settings: CacheSettings,
+    most: int,
+    free: int,
+    *,
+    swa_full: bool,
+    places: Places = ALONE,
 ) -> int:
     """The largest context up to ``most`` tokens that memory has room for, in whole steps; or 0."""
 
     def fits(n_ctx: int) -> bool:
-        return context_bytes(traits, settings, n_ctx, swa_full=swa_full) <= PART * free
+        return (
+            context_bytes(traits, settings, n_ctx, swa_full=swa_full, places=places) <= PART * free
+        )
 
     if fits(most):
         return most
@@ -110,7 +134,3 @@ def largest(
         middle = (low + high + 1) // 2
         low, high = (middle, high) if fits(middle * CELL_STEP) else (low, middle - 1)
     return low * CELL_STEP
-
-
-def _padded(n_cells: int) -> int:
-    return -(-n_cells // CELL_STEP) * CELL_STEP

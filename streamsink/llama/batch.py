@@ -20,8 +20,10 @@ class Batch:
 
     Attributes
     ----------
+    n_tokens : int
+        Tokens entered so far.
     n_rows : int
-        Rows of logits that it asks for.
+        Rows of logits that they ask for.
     """
 
     def __init__(self, n_tokens: int, n_sequences: int) -> None:
@@ -31,30 +33,51 @@ class Batch:
         self.positions = view(self.native.pos, (n_tokens,))
         self._n_members = view(self.native.n_seq_id, (n_tokens,))
         self._rows = view(self.native.logits, (n_tokens,))
-        self.n_rows = 0
         self._members = [view(self.native.seq_id[at], (n_sequences,)) for at in range(n_tokens)]
+        self.begin()
 
-    def fill(self, tokens: Sequence[int], positions: Sequence[int], rows: Outputs) -> None:
-        """Enter tokens at positions; their sequences are still to be set."""
-        n = len(tokens)
-        self.native.n_tokens = n
-        self.tokens[:n] = tokens
-        self.positions[:n] = positions
-        self._rows[:n] = rows == "all"
-        self._rows[n - 1] = rows != "none"
-        self.n_rows = {"none": 0, "last": 1, "all": n}[rows]
+    def begin(self) -> None:
+        """Empty it."""
+        self.n_tokens = self.n_rows = self.native.n_tokens = 0
 
-    def fill_one_sequence(self, tokens: Sequence[int], pos: int, seq: int, rows: Outputs) -> None:
+    def add(self, tokens: Sequence[int], pos: int, seq: int, rows: Outputs) -> None:
         """Enter tokens of one sequence, at ``pos`` and after it."""
-        self.fill(tokens, range(pos, pos + len(tokens)), rows)
-        self._n_members[: len(tokens)] = 1
-        for members in self._members[: len(tokens)]:
+        first, stop = self._enter(tokens, range(pos, pos + len(tokens)), rows)
+        self._n_members[first:stop] = 1
+        for members in self._members[first:stop]:
             members[0] = seq
 
-    def set_sequences(self, at: int, members: Sequence[int]) -> None:
-        """Set the sequences of one token."""
-        self._n_members[at] = len(members)
-        self._members[at][: len(members)] = members
+    def add_sets(
+        self,
+        tokens: Sequence[int],
+        positions: Sequence[int],
+        sets: Sequence[Sequence[int]],
+        rows: Outputs,
+    ) -> None:
+        """Enter tokens, each with a set of sequences in this order."""
+        first, _ = self._enter(tokens, positions, rows)
+        for at, members in enumerate(sets, first):
+            self._n_members[at] = len(members)
+            self._members[at][: len(members)] = members
+
+    def _enter(
+        self, tokens: Sequence[int], positions: Sequence[int], rows: Outputs
+    ) -> tuple[int, int]:
+        first, n = self.n_tokens, len(tokens)
+        stop = first + n
+        self.tokens[first:stop] = tokens
+        self.positions[first:stop] = positions
+        self._rows[first:stop] = rows == "all"
+        self._rows[stop - 1] = rows != "none"
+        self.n_rows += {"none": 0, "last": 1, "all": n}[rows]
+        self.n_tokens = self.native.n_tokens = stop
+        return first, stop
+
+    def set_only(self, token: int, pos: int, seq: int) -> None:
+        """Make the one token that was entered another one."""
+        self.tokens[0] = token
+        self.positions[0] = pos
+        self._members[0][0] = seq
 
     def free(self) -> None:
         """Give its memory back."""

@@ -12,9 +12,10 @@ import numpy as np
 from streamsink.core.capabilities import Capabilities
 from streamsink.core.ledger import Span
 from streamsink.core.plan import MAIN, SCRATCH
-from streamsink.errors import CacheError, CapabilityError, ClosedError, TornError
+from streamsink.errors import CacheError, CapabilityError, TornError
 from streamsink.gguf.settings import CacheSettings
 from streamsink.llama.library import hearing
+from streamsink.llama.native import Native
 from streamsink.llama.weights import Weights
 from streamsink.system.memory import available_bytes
 from streamsink.system.sizes import gib
@@ -28,53 +29,50 @@ COPY_SHARE = 0.8
 
 
 class NativeCells:
-    """What `streamsink.engine.context.Context` says of cells, over a ``llama_memory_t``."""
+    """What `streamsink.engine.context.Context` says of cells, over a ``llama_memory_t``.
+
+    A stream's sequences are numbered from its base on, so that its `MAIN` is the base.
+    """
 
     _weights: Weights
     _made_with: tuple[int, CacheSettings, bool]
-    _context: llama.llama_context_p | None
-    _memory: llama.llama_memory_t
+    _native: Native
+    _base: int
     _capabilities: Capabilities
-    _shifts: bool
-    _shift_waits: bool
-    _n_sequences: int
     _n_compact_bytes: int
     _compact_buffer: ctypes.Array[ctypes.c_uint8] | None
 
     @property
     def _handle(self) -> llama.llama_context_p:
-        if self._context is None:
-            raise ClosedError("this context is closed: open another with model.stream()")
-        return self._context
+        return self._native.handle
 
     @property
-    def _cache(self) -> llama.llama_memory_t:
-        if self._context is None:
-            raise ClosedError("this context is closed: open another with model.stream()")
-        return self._memory
+    def _memory(self) -> llama.llama_memory_t:
+        return self._native.memory
 
     def remove(self, seq: int, start: int, stop: int) -> None:
         """Take cells out of a sequence; ``stop`` of -1 means to its end."""
-        if not llama.llama_memory_seq_rm(self._cache, seq, start, stop):
+        if not llama.llama_memory_seq_rm(self._memory, self._base + seq, start, stop):
             raise CacheError(f"llama.cpp cannot remove positions {start} to {stop} of the cache")
 
     def copy(self, source: int, target: int, start: int, stop: int) -> None:
         """Let cells of ``source`` belong to ``target`` too; ``stop`` of -1 means to its end."""
-        llama.llama_memory_seq_cp(self._cache, source, target, start, stop)
+        base = self._base
+        llama.llama_memory_seq_cp(self._memory, base + source, base + target, start, stop)
 
     def shift(self, seq: int, start: int, stop: int, delta: int) -> None:
         """Change positions by ``delta``; keys are rotated before the next decode."""
         # llama.cpp aborts the process otherwise: seq_add on M-RoPE, a K-shift where can_shift is
         # false (llama-kv-cache.cpp).
         level, why = self._capabilities.rotate
-        if not self._shifts or level == "impossible":
+        if not self._native.shifts or level == "impossible":
             raise CapabilityError(f"positions cannot be shifted: {why or 'no K-shift'}")
-        self._shift_waits = True
-        llama.llama_memory_seq_add(self._cache, seq, start, stop, delta)
+        self._native.shift_waits = True
+        llama.llama_memory_seq_add(self._memory, self._base + seq, start, stop, delta)
 
     def end(self, seq: int) -> int:
         """Position after the last cell of a sequence; 0 of an empty one."""
-        return int(llama.llama_memory_seq_pos_max(self._cache, seq)) + 1
+        return int(llama.llama_memory_seq_pos_max(self._memory, self._base + seq)) + 1
 
     def is_whole(self, spans: Sequence[Span]) -> bool:
         """Whether `MAIN` still has the cells of these positions that its next token would see.
@@ -88,15 +86,15 @@ class NativeCells:
         traits = self._weights.traits
         if not traits.n_swa or self._made_with[-1]:
             return True
-        if self._n_sequences == 1:
+        if self._native.n_sequences == 1:
             return False
-        end = spans[-1].stop
+        end, scratch = spans[-1].stop, self._base + SCRATCH
         first = max(0, end - traits.n_swa + 1)
         self.copy(MAIN, SCRATCH, first, end)
         try:
             for pos in chain.from_iterable(range(max(first, start), stop) for start, stop in spans):
                 # llama.cpp asks the sliding window's cache: the other one has all of these.
-                if int(llama.llama_memory_seq_pos_min(self._cache, SCRATCH)) != pos:
+                if int(llama.llama_memory_seq_pos_min(self._memory, scratch)) != pos:
                     return False
                 self.remove(SCRATCH, pos, pos + 1)
         finally:
@@ -111,18 +109,18 @@ class NativeCells:
         sequence into the first free cells.
         """
         # The state's keys are those before a shift that waits, its positions those after it.
-        if not self._n_compact_bytes or self._shift_waits:
+        if not self._n_compact_bytes or self._native.shift_waits:
             return
         buffer = self._compact_buffer = (
             self._compact_buffer or (ctypes.c_uint8 * self._n_compact_bytes)()
         )
-        n = int(llama.llama_state_seq_get_data(self._handle, buffer, len(buffer), seq))
+        n = int(llama.llama_state_seq_get_data(self._handle, buffer, len(buffer), self._base + seq))
         if n == 0:
             self._n_compact_bytes, self._compact_buffer = 0, None
             return
         self.remove(seq, 0, -1)
         with hearing() as said:
-            done = llama.llama_state_seq_set_data(self._handle, buffer, n, seq)
+            done = llama.llama_state_seq_set_data(self._handle, buffer, n, self._base + seq)
         if not done:
             raise TornError(f"llama.cpp could not put {n} bytes of cache back: {said.reason}")
 
@@ -134,22 +132,22 @@ class NativeCells:
         CacheError
             llama.cpp cannot give them out, or keys wait to be rotated.
         """
-        if self._shift_waits:  # positions would be those after it, keys those before
+        if self._native.shift_waits:  # positions would be those after it, keys those before
             raise CacheError("keys wait to be rotated: feed or generate a token first")
-        room = int(llama.llama_state_seq_get_size(self._handle, MAIN))
+        room = int(llama.llama_state_seq_get_size(self._handle, self._base))
         if room > COPY_SHARE * available_bytes():
             raise CacheError(
                 f"a copy of the cells takes {gib(room)}, more than memory has to spare"
             )
         buffer = (ctypes.c_uint8 * room)()
         with hearing() as said:
-            n = int(llama.llama_state_seq_get_data(self._handle, buffer, room, MAIN))
+            n = int(llama.llama_state_seq_get_data(self._handle, buffer, room, self._base))
         if n == 0:
             raise CacheError(f"llama.cpp cannot give out the cache: {said.reason}")
         return memoryview(buffer)[:n]
 
     def load(self, cells: memoryview, end: int) -> None:
-        """Put cells that `save` gave out into `MAIN`, and no others anywhere.
+        """Put cells that `save` gave out into `MAIN`, and no others anywhere of the stream's.
 
         Raises
         ------
@@ -159,8 +157,8 @@ class NativeCells:
         self.clear()
         data = np.frombuffer(cells, np.uint8).ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
         with hearing() as said:
-            n = int(llama.llama_state_seq_set_data(self._handle, data, len(cells), MAIN))
-        if n != len(cells) or llama.llama_memory_seq_pos_max(self._cache, MAIN) != end - 1:
+            n = int(llama.llama_state_seq_set_data(self._handle, data, len(cells), self._base))
+        if n != len(cells) or self.end(MAIN) != end:
             self.clear()
             raise CacheError(
                 f"llama.cpp cannot take {len(cells):,} bytes of cache: "
@@ -168,9 +166,9 @@ class NativeCells:
             )
 
     def clear(self) -> None:
-        """Empty every sequence."""
-        llama.llama_memory_clear(self._cache, False)
-        self._shift_waits = False
+        """Empty every sequence of the stream's."""
+        llama.llama_memory_clear(self._memory, False)
+        self._native.shift_waits = False
 
 
 def compact_bytes(

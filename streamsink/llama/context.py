@@ -1,37 +1,28 @@
-"""One llama.cpp context: cells, sequences, decoding. Every return code is looked at."""
+"""A stream's place in a llama.cpp context: cells, sequences, decoding, choosing tokens."""
 
 from __future__ import annotations
 
-import ctypes
 import os
-import weakref
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import llama_cpp
 import llama_cpp.llama_cpp as llama
-import numpy as np
 
 from streamsink.core.capabilities import Capabilities, Verdict
-from streamsink.core.plan import MAIN, SCRATCH
+from streamsink.core.plan import MAIN
 from streamsink.core.sampling import Sampling
 from streamsink.core.snapshot import CacheKey
 from streamsink.engine.context import Logits, Outputs, Sampler
-from streamsink.errors import (
-    CacheError,
-    DecodeError,
-    TornError,
-    UsageError,
-)
-from streamsink.gguf.budget import CELL_STEP, flash_of, n_lanes_of
+from streamsink.gguf.budget import flash_of, n_lanes_of
+from streamsink.gguf.places import CELL_STEP
 from streamsink.gguf.settings import CacheSettings
 from streamsink.gguf.traits import capabilities, check_types
 from streamsink.llama import grammar, lane_probe
-from streamsink.llama.batch import Batch
 from streamsink.llama.cells import NativeCells, compact_bytes
-from streamsink.llama.library import Said, hearing
 from streamsink.llama.making import made_context
+from streamsink.llama.native import Native
 from streamsink.llama.sampler import NativeSampler
 from streamsink.llama.tokenizer import NativeTokenizer
 from streamsink.llama.weights import Weights
@@ -42,18 +33,9 @@ ONE_SEQUENCE = Verdict(
     "impossible", "the context has one sequence, so no sink can be evaluated beside the stream"
 )
 
-_REASONS = {
-    1: "no free cells for",
-    2: "the decode was aborted with",
-    -1: "llama.cpp refused the batch with",
-}
-_UNCHANGED = (1, -1)
-"""Codes after which the cache is as it was (llama.h). Positions that were refused may be those of
-live cells, so nothing is to be taken out then."""
-
 
 class NativeContext(NativeCells):
-    """A ``llama_context``; implements `streamsink.engine.context.Context`.
+    """A ``llama_context`` with one stream; implements `streamsink.engine.context.Context`.
 
     Parameters
     ----------
@@ -88,43 +70,43 @@ class NativeContext(NativeCells):
         swa_full: bool,
         borrowed: llama.llama_context_p | None = None,
     ) -> None:
+        check_types(weights.traits, settings)
+        n_lanes = 1 if borrowed else n_lanes_of(n_ctx, settings, weights.traits)
+        native = Native(
+            weights,
+            borrowed or made_context(weights, n_ctx, settings, swa_full=swa_full),
+            settings.n_batch,
+            1 if borrowed else 1 + n_lanes,
+            n_lanes=n_lanes,
+            owned=not borrowed,
+        )
+        self._settle_in(native, 0, n_ctx, settings, swa_full=swa_full)
+        if borrowed:
+            self._capabilities = replace(self._capabilities, reanchor=ONE_SEQUENCE)
+        self._n_compact_bytes = compact_bytes(weights, n_ctx, self._n_cells, settings, CELL_STEP)
+
+    def _settle_in(
+        self, native: Native, base: int, n_ctx: int, settings: CacheSettings, *, swa_full: bool
+    ) -> None:
+        """Take a place, with sequences from ``base`` on."""
+        weights = native.weights
         self._weights = weights
         self._made_with = (n_ctx, settings, swa_full)
-        check_types(weights.traits, settings)
-        self._n_lanes_asked = 1 if borrowed else n_lanes_of(n_ctx, settings, weights.traits)
-        n_spare = self._n_lanes_asked - 1
-        context = borrowed or made_context(weights, n_ctx, settings, swa_full=swa_full)
-        self._context: llama.llama_context_p | None = context
-        self._memory = llama.llama_get_memory(context)
-        self._n_cells = int(llama.llama_n_ctx(context))
-        self._n_batch = min(settings.n_batch, int(llama.llama_n_batch(context)))
-        self._n_sequences = 1 if borrowed else 2 + n_spare
-        self._n_lanes: int | None = None
-        self.lane_order: lane_probe.LaneOrder = "own last"
-        self._n_rows = 0
-        # The view of logits that was made last: where they lie, and how many rows.
-        self._seen: tuple[int | None, int] = (None, 0)
-        self._rows: Logits = np.empty((0, 0), np.float32)
-        self._shift_waits = False
-        self._shifts = bool(llama.llama_memory_can_shift(self._memory))
+        self._native, self._base = native, base
+        self._n_cells = int(llama.llama_n_ctx_seq(native.handle))
+        # Which rows of the buffer are the stream's, and at which place of the batch the last is.
+        self._first_row = self._n_rows = 0
+        self._at = -1
+        self._kept: Logits | None = None
         self._capabilities = capabilities(
             weights.traits,
             settings,
             swa_full=swa_full,
-            shifts=self._shifts,
+            shifts=native.shifts,
             measured=weights.measured,
         )
-        if borrowed:
-            self._capabilities = replace(self._capabilities, reanchor=ONE_SEQUENCE)
-        self._n_compact_bytes = compact_bytes(weights, n_ctx, self._n_cells, settings, CELL_STEP)
-        self._compact_buffer: ctypes.Array[ctypes.c_uint8] | None = None
-        self._hearing = hearing()
-        self._batch = Batch(self._n_batch, self._n_sequences)
-        self._single = Batch(1, 1)
-        self._single.fill_one_sequence([0], 0, MAIN, "last")
-        # Also when nobody calls close(), and before the weights go, which were there first.
-        owned = None if borrowed else context
-        self._free = weakref.finalize(self, _free, owned, self._batch, self._single)
+        self._n_compact_bytes = 0
+        self._compact_buffer = None
 
     # -- what there is --------------------------------------------------------------------------
 
@@ -156,48 +138,61 @@ class NativeContext(NativeCells):
 
     @property
     def n_cells(self) -> int:
-        """Cells of the cache."""
+        """Cells that the stream may fill."""
         return self._n_cells
 
     @property
     def n_batch(self) -> int:
         """Most tokens in one decode."""
-        return self._n_batch
+        return self._native.n_batch
 
     @property
     def max_output_rows(self) -> int:
         """Most rows of logits that one decode may return."""
         row = 4 * self.tokenizer.n_tokens
-        return max(1, min(self._n_batch, ROWS_BYTES // row))
+        return max(1, min(self.n_batch, ROWS_BYTES // row))
 
     @property
     def n_lanes(self) -> int:
         """Lanes that were found to work here; the first question decodes a few tokens."""
-        if self._n_lanes is None:
-            works = self._n_lanes_asked > 1 and lane_probe.lane_order(self, self._n_lanes_asked - 1)
-            self._n_lanes = self._n_lanes_asked if works else 1
-        return self._n_lanes
+        native = self._native
+        if native.n_lanes is None:
+            asked = native.n_lanes_asked
+            works = asked > 1 and lane_probe.lane_order(self, asked - 1)
+            native.n_lanes = asked if works else 1
+        return native.n_lanes
+
+    @property
+    def lane_order(self) -> lane_probe.LaneOrder:
+        """How lanes are given to llama.cpp, see `streamsink.llama.lane_probe`."""
+        return self._native.lane_order
+
+    @lane_order.setter
+    def lane_order(self, order: lane_probe.LaneOrder) -> None:
+        self._native.lane_order = order
 
     # -- decoding -------------------------------------------------------------------------------
 
     def decode(self, tokens: Sequence[int], pos: int, seq: int, rows: Outputs) -> None:
         """Write tokens to a sequence at ``pos`` and after it, and compute logits."""
-        if len(tokens) == 1 and seq == MAIN and rows != "none":
-            batch = self._single
-            batch.tokens[0] = tokens[0]
-            batch.positions[0] = pos
+        native, seq = self._native, self._base + seq
+        native.make_way((self,))
+        if len(tokens) == 1 and rows != "none":
+            batch = native.single
+            batch.set_only(tokens[0], pos, seq)
         else:
-            batch = self._batch
-            self._check_size(tokens)
-            batch.fill_one_sequence(tokens, pos, seq, rows)
-        self._decode(batch, pos, (seq,))
-        self._n_rows = batch.n_rows
+            native.check_size(len(tokens))
+            batch = native.batch
+            batch.begin()
+            batch.add(tokens, pos, seq, rows)
+        native.decode(batch, ((pos, (seq,)),))
+        self.has_rows(0, batch.n_rows, batch.n_tokens - 1)
 
     def decode_lanes(
         self, tokens: Sequence[int], pos: int, lanes: Sequence[int], rows: Outputs
     ) -> None:
         """Token ``i`` sees sequence ``lanes[i]`` and is written to it and to later ones."""
-        self._check_size(tokens)
+        self._native.check_size(len(tokens))
         sets = [range(lane, MAIN - 1, -1) for lane in lanes]
         self.decode_sets(tokens, range(pos, pos + len(tokens)), sets, rows)
 
@@ -209,68 +204,51 @@ class NativeContext(NativeCells):
         rows: Outputs,
     ) -> None:
         """Decode with a set of sequences for each token; it sees the first of its set."""
-        self._batch.fill(tokens, positions, rows)
-        for at, members in enumerate(sets):
-            # llama.cpp keeps the ids of a token in an unordered_set (llama-batch.h). Where an id
-            # that falls into an empty bucket comes out first (libstdc++, libc++), the sequence to
-            # be seen has to go in last, and the ids have to be a run of integers: two of them in
-            # one bucket would change the order. Before, it kept the order given.
-            given = members[::-1] if self.lane_order == "own last" else members
-            self._batch.set_sequences(at, given)
-        self._decode(self._batch, positions[0], sorted({seq for one in sets for seq in one}))
-        self._n_rows = self._batch.n_rows
-
-    def _check_size(self, tokens: Sequence[int]) -> None:
-        # llama_decode aborts the process beyond n_batch (llama-context.cpp).
-        if not 0 < len(tokens) <= self._n_batch:
-            raise UsageError(
-                f"{len(tokens)} tokens in one batch: 1 to {self._n_batch} are possible"
-            )
-
-    def _decode(self, batch: Batch, pos: int, sequences: Sequence[int]) -> None:
-        with self._hearing as said:
-            code = int(llama.llama_decode(self._handle, batch.native))
-        # What was refused has not begun; all else begins with the shift that waits.
-        if self._shift_waits and code != -1:
-            self._shift_waits = False
-            _check_shift(said)
-        if code == 0:
-            return
-        if code not in _UNCHANGED:
-            self._take_out(pos, sequences)
-        reason = _REASONS.get(code, "llama.cpp failed with")
-        raise DecodeError(
-            f"{reason} {batch.native.n_tokens} tokens (llama_decode returned {code}"
-            f"{': ' + said.reason if said.reason else ''})",
-            code,
+        native, base = self._native, self._base
+        native.make_way((self,))
+        # llama.cpp keeps the ids of a token in an unordered_set (llama-batch.h). Where an id that
+        # falls into an empty bucket comes out first (libstdc++, libc++), the sequence to be seen
+        # has to go in last, and the ids have to be a run of integers: two of them in one bucket
+        # would change the order. Before, it kept the order given.
+        step = -1 if native.lane_order == "own last" else 1
+        given = [[base + seq for seq in members[::step]] for members in sets]
+        native.batch.begin()
+        native.batch.add_sets(tokens, positions, given, rows)
+        native.decode(
+            native.batch, ((positions[0], sorted({seq for one in given for seq in one})),)
         )
+        self.has_rows(0, native.batch.n_rows, native.batch.n_tokens - 1)
 
-    def _take_out(self, pos: int, sequences: Sequence[int]) -> None:
-        """Take out what a failed decode may have left: llama.cpp clears only first sequences."""
-        try:
-            for seq in sequences:
-                self.remove(seq, pos, -1)
-        except CacheError as error:
-            # A recurrent state cannot be taken back.
-            raise TornError(f"a decode failed and left its tokens in the cache: {error}") from None
+    # -- logits ---------------------------------------------------------------------------------
+
+    def has_rows(self, first: int, n: int, at: int) -> None:
+        """Note that ``n`` rows of the buffer are the stream's, the last of token ``at``."""
+        self._first_row, self._n_rows, self._at = first, n, at
+        self._kept = None
+        if n:
+            self._native.holders = (*self._native.holders, self)
+
+    def keep_row(self) -> None:
+        """Copy the last row of logits: the buffer is about to be written to."""
+        if self._kept is None and self._n_rows:
+            self._kept = self.logits()[-1:].copy()
 
     def logits(self) -> Logits:
-        """Rows of the last decode, shape (n_rows, n_vocab). A view, good until the next decode."""
-        pointer = llama.llama_get_logits(self._handle)
-        where = (ctypes.cast(pointer, ctypes.c_void_p).value, self._n_rows)
-        if where != self._seen:  # a view costs as much as a penalty, and is mostly the same one
-            shape = (self._n_rows, self.tokenizer.n_tokens)
-            self._seen, self._rows = where, np.ctypeslib.as_array(pointer, shape)
-        return self._rows
+        """Rows of the stream's last decode, shape (n_rows, n_vocab).
+
+        A view, good until the next decode; after others' decodes the last row is left.
+        """
+        if self._kept is not None:
+            return self._kept
+        first, n = self._first_row, self._n_rows
+        rows = self._native.rows(first + n)
+        return rows[first:] if first else rows
 
     def put_logits(self, row: Logits) -> None:
-        """Let these be the last row of logits: they came with cells from elsewhere.
+        """Let these be the last row of logits: they came with cells from elsewhere."""
+        self._kept = row[None].copy()
 
-        They are written to where llama.cpp keeps its own, which it makes room for in a decode.
-        """
-        self.decode([0], 0, SCRATCH, "last")
-        self.remove(SCRATCH, 0, -1)
-        self.logits()[-1] = row
+    # -- choosing -------------------------------------------------------------------------------
 
     def check_sampling(self, sampling: Sampling) -> None:
         """Try the grammar, if there is one, in a process of its own; see `grammar.checked`."""
@@ -284,7 +262,12 @@ class NativeContext(NativeCells):
     def sample(self, sampler: Sampler, index: int) -> int:
         """Choose the token of an index by the last row of logits and accept it into the chain."""
         assert isinstance(sampler, NativeSampler)
-        return sampler.sample(self._handle, self.logits()[-1], index)
+        row = self.logits()[-1]
+        if self._kept is None:
+            return sampler.sample(row, index, self._handle, self._at)
+        return sampler.sample(row, index)
+
+    # -- life -----------------------------------------------------------------------------------
 
     def fork(self) -> NativeContext:
         """Open another context of the same kind, with the same cells in `MAIN` and no others.
@@ -298,41 +281,20 @@ class NativeContext(NativeCells):
         """
         n_ctx, settings, swa_full = self._made_with
         other = NativeContext(self._weights, n_ctx, settings, swa_full=swa_full)
-        other._n_lanes, other.lane_order = self._n_lanes, self.lane_order
+        other._native.n_lanes, other.lane_order = self._native.n_lanes, self.lane_order
         try:
-            other.load(self.save(), int(llama.llama_memory_seq_pos_max(self._cache, MAIN)) + 1)
+            other.load(self.save(), self.end(MAIN))
         except BaseException:
             other.close()
             raise
         return other
 
-    # -- life -----------------------------------------------------------------------------------
-
     def close(self) -> None:
         """Free the context. Twice is fine."""
-        self._context = None
-        self._free()
+        self._native.close()
 
 
 def _told(path: Path) -> str:
     """A file's name as a session can hold it, U+FFFD for what is no text in it and for controls."""
     name = os.fsencode(path).decode("utf-8", "replace")
     return "".join(letter if letter.isprintable() else "\ufffd" for letter in name)
-
-
-def _check_shift(said: Said) -> None:
-    """Look whether the K-shift with which a decode began came to its end.
-
-    Its log alone says so: llama_decode goes on, and neither its code nor any call tells afterwards
-    (llama-context.cpp: memory_update). Not begun, positions are ahead of their keys; after an abort
-    some layers are rotated, and the next decode would rotate all of them again.
-    """
-    if any("K-shift" in line or "memory update" in line for line in said.errors):
-        raise TornError("a K-shift was aborted or failed: the keys are to be evaluated anew")
-
-
-def _free(context: llama.llama_context_p | None, *batches: Batch) -> None:
-    if context:
-        llama.llama_free(context)
-    for batch in batches:
-        batch.free()

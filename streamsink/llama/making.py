@@ -6,6 +6,7 @@ import llama_cpp.llama_cpp as llama
 
 from streamsink.errors import ModelError
 from streamsink.gguf.budget import require_memory
+from streamsink.gguf.places import ALONE, Places
 from streamsink.gguf.settings import CacheSettings
 from streamsink.llama.library import hearing
 from streamsink.llama.params import context_params
@@ -14,7 +15,12 @@ from streamsink.system.memory import available_bytes
 
 
 def made_context(
-    weights: Weights, n_ctx: int, settings: CacheSettings, *, swa_full: bool
+    weights: Weights,
+    n_ctx: int,
+    settings: CacheSettings,
+    *,
+    swa_full: bool,
+    places: Places = ALONE,
 ) -> llama.llama_context_p:
     """Make a context.
 
@@ -26,9 +32,11 @@ def made_context(
         llama.cpp cannot make it.
     """
     if not weights.offloads:
-        require_memory(weights.traits, settings, n_ctx, available_bytes(), swa_full=swa_full)
+        require_memory(
+            weights.traits, settings, n_ctx, available_bytes(), swa_full=swa_full, places=places
+        )
     params = context_params(
-        n_ctx, settings, weights.traits, offloads=weights.offloads, swa_full=swa_full
+        n_ctx, settings, weights.traits, offloads=weights.offloads, swa_full=swa_full, places=places
     )
     context = None
     try:

@@ -9,6 +9,7 @@ import psutil
 
 from streamsink.gguf.budget import flash_of, n_lanes_of
 from streamsink.gguf.cache_types import CACHE_TYPES
+from streamsink.gguf.places import ALONE, Places
 from streamsink.gguf.settings import ROPE_SCALINGS, CacheSettings
 from streamsink.gguf.traits import Traits
 from streamsink.llama import amx
@@ -32,7 +33,13 @@ def model_params(n_gpu_layers: int | None) -> llama.llama_model_params:
 
 
 def context_params(
-    n_ctx: int, settings: CacheSettings, traits: Traits, *, offloads: bool, swa_full: bool
+    n_ctx: int,
+    settings: CacheSettings,
+    traits: Traits,
+    *,
+    offloads: bool,
+    swa_full: bool,
+    places: Places = ALONE,
 ) -> llama.llama_context_params:
     """How a context is made.
 
@@ -48,12 +55,14 @@ def context_params(
         Whether layers are on a GPU.
     swa_full : bool
         Whether sliding-window layers keep all cells, as a rotation needs.
+    places : Places
+        Streams that share it; one by default.
     """
     params = llama.llama_context_default_params()
-    n_lanes = n_lanes_of(n_ctx, settings, traits)
+    n_lanes = n_lanes_of(n_ctx, settings, traits, places)
     flash = flash_of(settings, offloads=offloads)
-    params.n_ctx = n_ctx + n_lanes - 1
-    params.n_seq_max = 1 + n_lanes
+    params.n_ctx = places.n_cells(n_ctx, n_lanes)
+    params.n_seq_max = places.n_sequences(n_lanes)
     # llama.cpp reserves a row of logits for every sequence, and aborts the process where a batch
     # has no room for them (llama-context.cpp: output_reserve).
     params.n_batch = params.n_ubatch = max(settings.n_batch, params.n_seq_max)
@@ -65,7 +74,7 @@ def context_params(
     if settings.rope_scaling is not None:
         params.rope_scaling_type = ROPE_SCALINGS.index(settings.rope_scaling)
         params.rope_freq_scale = 1 / settings.rope_scale
-    params.kv_unified = True
+    params.kv_unified = places.unified
     params.swa_full = swa_full
     params.no_perf = True
     return params

@@ -1,4 +1,6 @@
-"""Sampler chains of llama.cpp; only with a grammar do logits pass through Python.
+"""Sampler chains of llama.cpp.
+
+Logits pass through Python only under a grammar, or where a copy of them is all that is left.
 
 Under a grammar a token is drawn as if there were none, and kept if the grammar admits it; else it
 is drawn again from those that are admitted, as llama.cpp does it (common/sampling.cpp).
@@ -13,6 +15,7 @@ from __future__ import annotations
 import secrets
 import weakref
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 import llama_cpp.llama_cpp as llama
@@ -58,7 +61,7 @@ class NativeSampler:
     ) -> None:
         text = sampling.grammar
         self._grammar = None if text is None else Grammar(tokenizer, checked(text, path))
-        self._all = np.arange(tokenizer.n_tokens if text else 0, dtype=np.int32)
+        self._n_vocab = tokenizer.n_tokens
         params = llama.llama_sampler_chain_default_params()
         params.no_perf = True
         self._seed: int | None = None
@@ -92,17 +95,25 @@ class NativeSampler:
         # The chain owns what is added to it (llama.h).
         llama.llama_sampler_chain_add(self._chain, sampler)
 
-    def sample(self, context: llama.llama_context_p, logits: Logits, index: int) -> int:
+    def sample(
+        self,
+        logits: Logits,
+        index: int,
+        context: llama.llama_context_p | None = None,
+        at: int = -1,
+    ) -> int:
         """Choose the token of an index, and accept it.
 
         Parameters
         ----------
-        context : ctypes pointer
-            A ``llama_context *``.
         logits : ndarray of float32, shape (n_vocab,)
-            Its last row.
+            A row.
         index : int
             The token's place in the stream.
+        context : ctypes pointer, optional
+            The ``llama_context *`` that has this row, if one still has it.
+        at : int
+            Of which token of its last batch; -1 is the last one.
 
         Raises
         ------
@@ -123,20 +134,27 @@ class NativeSampler:
             )
         if self._seed is not None:
             self._reseed(seed_at(self._seed, index))
-        if self._grammar is None:
-            return int(llama.llama_sampler_sample(self._chain, context, -1))
-        return self._sample_admitted(self._grammar, logits)
-
-    def _sample_admitted(self, grammar: Grammar, logits: Logits) -> int:
+        if self._grammar is None and context is not None:
+            return int(llama.llama_sampler_sample(self._chain, context, at))
         token = self._drawn(self._all, logits)
-        if not grammar.admits(token):
-            tokens = grammar.admitted[logits[grammar.admitted] > -np.inf]
-            if not tokens.size:
-                raise UsageError("the grammar lets nothing follow that the model could say")
-            token = self._drawn(tokens, logits[tokens])
+        if self._grammar is not None:
+            token = self._admitted(self._grammar, token, logits)
+            self._grammar.accept(token)
         llama.llama_sampler_accept(self._chain, token)
-        grammar.accept(token)
         return token
+
+    @cached_property
+    def _all(self) -> NDArray[np.int32]:
+        return np.arange(self._n_vocab, dtype=np.int32)
+
+    def _admitted(self, grammar: Grammar, token: int, logits: Logits) -> int:
+        """The token, or another one that the grammar admits."""
+        if grammar.admits(token):
+            return token
+        tokens = grammar.admitted[logits[grammar.admitted] > -np.inf]
+        if not tokens.size:
+            raise UsageError("the grammar lets nothing follow that the model could say")
+        return self._drawn(tokens, logits[tokens])
 
     def _drawn(self, tokens: NDArray[np.int32], logits: NDArray[np.float32]) -> int:
         candidates = Candidates(tokens, logits)

@@ -24,6 +24,8 @@ _SIGNALS = sorted(
     key=lambda number: number == signal.SIGINT,
 )
 
+BUSY = "this stream is in the midst of another call: give each thread its own stream"
+
 
 class DeferredSignals:
     """Signals from now on: noted, and handed to their own handlers by `deliver` or `let_go`.
@@ -100,6 +102,22 @@ class Door:
         self.guest: int | None = None
 
     @contextlib.contextmanager
+    def taken(self) -> Iterator[None]:
+        """Be within, without holding signals back: for who waits in an event loop.
+
+        Raises
+        ------
+        BusyError
+            Somebody is within.
+        """
+        if not self.lock.acquire(blocking=False):
+            raise BusyError(BUSY)
+        try:
+            yield
+        finally:
+            self.lock.release()
+
+    @contextlib.contextmanager
     def left_open(self) -> Iterator[None]:
         """Let the thread that is within enter further sections, one after another."""
         self.guest = threading.get_ident()
@@ -149,9 +167,7 @@ class Exclusive:
         held = DeferredSignals()
         if not door.lock.acquire(blocking=False):
             held.let_go()
-            raise BusyError(
-                "this stream is in the midst of another call: give each thread its own stream"
-            )
+            raise BusyError(BUSY)
         self._held = held
         try:
             self._before()

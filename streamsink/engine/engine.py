@@ -1,0 +1,307 @@
+"""Many streams in one thread: a step of each, decoded together.
+
+A call on a stream is a task (`streamsink.engine.task`). The engine's thread asks every task that is
+under way for its next work, and carries these out together: the operations of all, one decode for
+those whose cells are in the same context, the commit of each. Then it asks again, and tokens are
+chosen before anything else is decoded. Callers wait for the end of their task, in a thread or in an
+event loop; what they get is handed to them right before a decode, so that they do their own work
+while llama.cpp does its.
+
+No lock protects a stream's state: nothing but that one thread touches it.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
+from queue import Empty, SimpleQueue
+
+from streamsink.core.events import Event, Evicted
+from streamsink.core.policy import SinkPolicy
+from streamsink.engine.context import Host, Hosts, Slot
+from streamsink.engine.member import Member, Outcome, Ticket
+from streamsink.engine.seating import Seating
+from streamsink.engine.stream import Stream
+from streamsink.engine.task import AskLanes, AskPlace, Work, carry_out
+from streamsink.errors import ClosedError, StreamsinkError, TornError
+from streamsink.system.closing import Closing
+
+CHUNK = 128
+"""Tokens of a prompt in a decode in which other streams generate."""
+CLOSED = "this engine is closed: open another with model.engine()"
+
+
+class Engine(Closing):
+    """Streams that decode together. Made by `streamsink.Model.engine`.
+
+    Streams are used like any other, each by one thread or task at a time: while one generates,
+    others are fed. Of ``n_streams`` of them the cells are at hand; there may be more, whose cells
+    are put into memory and brought back as they take turns.
+
+    Parameters
+    ----------
+    hosts : Hosts
+        The contexts, owned by the engine from here on.
+    n_ctx : int
+        Tokens that a token can attend to, in each stream.
+    chunk : int
+        Most tokens of prompts in one decode while other streams generate: more feed a prompt
+        sooner, fewer keep the others going.
+    """
+
+    def __init__(self, hosts: Hosts, n_ctx: int, *, chunk: int = CHUNK) -> None:
+        self.n_ctx = n_ctx
+        self.chunk = chunk
+        self._hosts = hosts
+        self._seating = Seating(hosts)
+        self._inbox: SimpleQueue[Ticket | None] = SimpleQueue()
+        self._members: list[Member] = []
+        self._streams: weakref.WeakSet[Stream] = weakref.WeakSet()
+        self._answers: deque[Callable[[], object]] = deque()
+        self._n_steps = 0
+        self._closed = False
+        self._closing = threading.Lock()
+        self._thread = threading.Thread(target=self._serve, name="streamsink-engine", daemon=True)
+        self._thread.start()
+
+    @property
+    def why(self) -> str:
+        """Why the streams are laid out as they are, as a clause."""
+        return self._hosts.why
+
+    def stream(
+        self,
+        policy: SinkPolicy | None = None,
+        *,
+        on_evict: Callable[[Evicted], object] | None = None,
+        on_event: Callable[[Event], object] | None = None,
+    ) -> Stream:
+        """Open a stream.
+
+        Parameters
+        ----------
+        policy : SinkPolicy, optional
+            What to keep and what to evict; ``SinkPolicy()`` by default.
+        on_evict, on_event : callable, optional
+            See `Stream`. They are called in the thread of whoever used the stream.
+
+        Raises
+        ------
+        UsageError
+            The policy does not fit ``n_ctx``.
+        CapabilityError
+            The model cannot stream, or not by the placement asked for in this layout.
+        ClosedError
+            After `close`.
+        """
+        if self._closed:
+            raise ClosedError(CLOSED)
+        slot = self._hosts.slot()
+        return Stream(
+            slot,
+            policy or SinkPolicy(),
+            self.n_ctx,
+            on_evict=on_evict,
+            on_event=on_event,
+            siblings=self._streams,
+            runner=self.runner_of(slot),
+        )
+
+    def runner_of(self, slot: Slot) -> partial[Member]:
+        """What makes the runner of a stream in a slot of this engine."""
+        return partial(Member, self, slot)
+
+    def submit(self, ticket: Ticket) -> None:
+        """Have a task run.
+
+        Raises
+        ------
+        ClosedError
+            After `close`.
+        """
+        with self._closing:
+            if self._closed:
+                raise ClosedError(CLOSED)
+            self._inbox.put(ticket)
+
+    def wait(self) -> None:
+        """Wait until the thread of a closed engine has ended."""
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def forget(self, member: Member) -> None:
+        """Let go of a stream that is closed."""
+        self._seating.forget(member)
+
+    def close(self) -> None:
+        """Close all streams and free the contexts; calls under way end with `ClosedError`."""
+        with self._closing:
+            was_closed, self._closed = self._closed, True
+        if not was_closed:
+            self._inbox.put(None)
+        self.wait()
+        for stream in list(self._streams):
+            with suppress(StreamsinkError):
+                stream.close()
+            self._streams.discard(stream)
+        self._hosts.close()
+
+    # -- the thread -----------------------------------------------------------------------------
+
+    def _serve(self) -> None:
+        while self._receive():
+            self._step()
+        for member in self._members:
+            member.end(ClosedError(CLOSED), self._answers)
+        while True:
+            try:
+                ticket = self._inbox.get_nowait()
+            except Empty:
+                break
+            if ticket:
+                self._answers.append(partial(ticket.tell, Outcome(error=ClosedError(CLOSED))))
+        self._answer()
+
+    def _receive(self) -> bool:
+        """Take in what was submitted, and wait for it where nothing else is to be done."""
+        waits = not self._members
+        while True:
+            try:
+                ticket = self._inbox.get(block=waits)
+            except Empty:
+                return True
+            if ticket is None:
+                return False
+            waits = False
+            member = ticket.member
+            member.begin(ticket)
+            if member not in self._members:
+                self._members.append(member)
+
+    def _step(self) -> None:
+        """Carry out one work of each stream that has one."""
+        self._n_steps += 1
+        self._share_out()
+        # Who comes first gets what there is too little of.
+        first = self._n_steps % len(self._members)
+        wanted: dict[Host, list[Member]] = {}
+        for member in self._members[first:] + self._members[:first]:
+            work = self._next_work(member)
+            if work is not None:
+                host = member.slot.host
+                assert host is not None
+                wanted.setdefault(host, []).append(member)
+        # The others' callers go on while llama.cpp works.
+        self._answer()
+        for host, members in wanted.items():
+            self._decode(host, members)
+        self._members = [one for one in self._members if one.is_busy]
+
+    def _share_out(self) -> None:
+        """Settle how many tokens of a prompt each stream may bring into the next decode."""
+        n_feeding = sum(not member.is_generating for member in self._members)
+        n_others = len(self._members) - n_feeding
+        for member in self._members:
+            host = member.slot.host
+            most: int | None = None
+            if host is not None and len(self._members) > 1:
+                most = host.n_batch - n_others
+                if n_others:
+                    most = min(most, self.chunk)
+                most = max(1, most // max(1, n_feeding))
+            member.slot.share = most
+
+    def _next_work(self, member: Member) -> Work | None:
+        """Let a task go on until it asks for a decode; None where it has ended, or has to wait."""
+        while True:
+            request = member.request(self._answers)
+            if request is None:
+                self._seating.comes_home(member)
+                return None
+            if not self._seating.seats(member):
+                return None
+            if isinstance(request, AskPlace):
+                member.answer(True)
+            elif isinstance(request, AskLanes):
+                member.answer(self._seating.lanes_for(member))
+            elif request.n_tokens:
+                return request
+            else:
+                try:
+                    carry_out(request)
+                    member.answer(True)
+                except BaseException as error:
+                    member.answer_error(error)
+
+    def _decode(self, host: Host, members: Sequence[Member]) -> None:
+        """Carry out works that end with a decode in the same context."""
+        together: list[Member] = []
+        room = host.n_batch
+        for member in members:
+            work = member.work
+            if member.is_suspect or host.n_places == 1:
+                self._alone(member)
+            elif work.n_tokens <= room:  # the others keep their work for the next step
+                room -= work.n_tokens
+                together.append(member)
+        if len(together) == 1:
+            self._alone(together[0])
+        elif together:
+            self._together(host, together)
+
+    def _alone(self, member: Member) -> None:
+        try:
+            carry_out(member.work)
+            member.answer(True)
+        except BaseException as error:
+            self._is_torn(error, member.slot.host)
+            member.answer_error(error)
+        member.is_suspect = False
+
+    def _together(self, host: Host, members: Sequence[Member]) -> None:
+        begun, parts = [], []
+        for member in members:
+            try:
+                part = member.work.begin()
+                assert part
+            except BaseException as error:
+                self._put_right(member, error)
+                continue
+            begun.append(member)
+            parts.append((member.slot, part))
+        try:
+            if parts:
+                host.decode(parts)
+        except BaseException as error:
+            # Nobody knows whose fault it was: next time each is carried out alone.
+            for member in begun:
+                self._put_right(member, error, is_suspect=True)
+            self._is_torn(error, host)
+        else:
+            for member in begun:
+                member.work.commit()
+                member.answer(True)
+
+    def _put_right(self, member: Member, error: BaseException, *, is_suspect: bool = False) -> None:
+        try:
+            member.work.put_right(error)
+        except BaseException as worse:
+            error, is_suspect = worse, False
+        if is_suspect:
+            member.is_suspect = True
+            member.answer(False)
+        else:
+            member.answer_error(error)
+
+    def _is_torn(self, error: BaseException, host: Host | None) -> None:
+        """Where a K-shift has failed, the keys of all streams in the context are in doubt."""
+        if isinstance(error, TornError) and error.everywhere:
+            self._seating.lose_cells(host)
+
+    def _answer(self) -> None:
+        while self._answers:
+            self._answers.popleft()()

@@ -1,0 +1,125 @@
+"""Which streams of an engine have their cells at hand: places are few, streams may be many."""
+
+from __future__ import annotations
+
+import time
+
+from streamsink.engine.context import Host, Hosts
+from streamsink.engine.member import Member
+from streamsink.errors import CacheError
+
+TURN = 1.0
+"""Seconds for which a stream keeps its place while others wait for one."""
+WORTH_A_MOVE = 32
+"""Tokens still to be fed for which a stream moves to where lanes work."""
+
+
+class Seating:
+    """Gives out the places of an engine's contexts.
+
+    A stream keeps its place until another one needs it: then that goes that was idle for longest,
+    or else, after a while, the one that has had its place for longest.
+
+    Parameters
+    ----------
+    hosts : Hosts
+        The contexts.
+    """
+
+    def __init__(self, hosts: Hosts) -> None:
+        self._hosts = hosts
+        self._free = [(host, place) for host in hosts.hosts for place in range(host.n_places)]
+        self._free.reverse()
+        self._homes: dict[Member, tuple[Host, int]] = {}
+        """Who has a place, the one that was given out first first."""
+        self._used: dict[Member, float] = {}
+        self._waiting: dict[Member, float] = {}
+        self._in_lanes: Member | None = None
+
+    def seats(self, member: Member) -> bool:
+        """Whether a stream has a place, or gets one now."""
+        now = time.monotonic()
+        if member in self._homes:
+            self._used[member] = now
+            return True
+        self._waiting.setdefault(member, now)
+        if not self._free:
+            self._make_room(now - self._waiting[member])
+        if not self._free or next(iter(self._waiting)) is not member:
+            return False
+        del self._waiting[member]
+        self._homes[member] = home = self._free.pop()
+        self._used[member] = now
+        self._enter(member, *home)
+        return True
+
+    def _make_room(self, waited: float) -> None:
+        idle = [member for member in self._homes if not member.is_busy]
+        if idle:
+            self._park(min(idle, key=lambda member: self._used[member]))
+        elif waited > TURN:
+            self._park(next(iter(self._homes)))
+
+    def _park(self, member: Member) -> None:
+        self._leave(member)
+        self._free.append(self._homes.pop(member))
+        del self._used[member]
+
+    # -- lanes ----------------------------------------------------------------------------------
+
+    def lanes_for(self, member: Member) -> int:
+        """How many lanes a stream has that is fed; it may move for them until its task has ended.
+
+        In a context that streams share there are none. One of them at a time has that for itself in
+        which there are; to its neighbours it is a stream that decodes elsewhere.
+        """
+        slot = member.slot
+        if slot.host is not None and slot.host.n_places == 1:
+            return slot.n_lanes
+        if self._in_lanes is not None or member.driver.n_pending < WORTH_A_MOVE:
+            return 1
+        host = self._hosts.lanes_host()
+        if host is None:
+            return 1
+        self._leave(member)
+        self._in_lanes = member
+        self._enter(member, host, 0)
+        return slot.n_lanes
+
+    def comes_home(self, member: Member) -> None:
+        """Bring a stream back from where it had lanes."""
+        if self._in_lanes is member:
+            self._leave(member)
+            self._enter(member, *self._homes[member])
+
+    # -- how ------------------------------------------------------------------------------------
+
+    def _enter(self, member: Member, host: Host, place: int) -> None:
+        try:
+            member.slot.enter(host, place)
+        except CacheError:
+            member.loses_cells()
+
+    def _leave(self, member: Member) -> None:
+        if self._in_lanes is member:
+            self._in_lanes = None
+        member.loses_place()
+        try:
+            member.slot.leave()
+        except CacheError:
+            member.loses_cells()
+
+    def lose_cells(self, host: Host | None) -> None:
+        """Note that the cells of all streams in a context are gone."""
+        for member in self._homes:
+            if member.slot.host is host:
+                member.loses_cells()
+
+    def forget(self, member: Member) -> None:
+        """Let go of a stream that is closed."""
+        self._waiting.pop(member, None)
+        self._used.pop(member, None)
+        if self._in_lanes is member:
+            self._in_lanes = None
+        if member in self._homes:
+            self._free.append(self._homes.pop(member))

@@ -1,0 +1,304 @@
+"""Many streams in llama.cpp contexts that they share, each in a place with sequences of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+
+import llama_cpp.llama_cpp as llama
+
+from streamsink.core.capabilities import Verdict
+from streamsink.core.plan import MAIN
+from streamsink.engine.context import Host, Part, Slot
+from streamsink.errors import CacheError, MemoryBudgetError, ModelError
+from streamsink.gguf.budget import n_lanes_of
+from streamsink.gguf.layout import LayoutName, choose_layout
+from streamsink.gguf.places import ALONE, Places
+from streamsink.gguf.settings import CacheSettings
+from streamsink.gguf.traits import check_types
+from streamsink.llama.context import NativeContext
+from streamsink.llama.making import made_context
+from streamsink.llama.native import Native
+from streamsink.llama.weights import Weights
+
+APART = Verdict(
+    "impossible",
+    "each stream of this engine has a pool of cells of its own, out of which llama.cpp copies no "
+    'sink (layout="unified" or "separate" does that)',
+)
+"""Why nothing is re-anchored in pools (llama-kv-cache.cpp: seq_cp)."""
+
+
+class NativeHost:
+    """A ``llama_context`` with places for streams; implements `streamsink.engine.context.Host`.
+
+    Parameters
+    ----------
+    weights : Weights
+        The model; it must stay open.
+    n_ctx : int
+        Live tokens that each place must hold.
+    settings : CacheSettings
+        As for `NativeContext`.
+    swa_full : bool
+        As for `NativeContext`.
+    places : Places
+        How many there are, and in how many pools.
+
+    Raises
+    ------
+    ModelError, MemoryBudgetError
+        As for `NativeContext`.
+    """
+
+    def __init__(
+        self,
+        weights: Weights,
+        n_ctx: int,
+        settings: CacheSettings,
+        *,
+        swa_full: bool,
+        places: Places = ALONE,
+    ) -> None:
+        self.n_places = places.n
+        n_lanes = n_lanes_of(n_ctx, settings, weights.traits, places)
+        self._n_each = places.n_sequences_each(n_lanes)
+        self.native = Native(
+            weights,
+            made_context(weights, n_ctx, settings, swa_full=swa_full, places=places),
+            max(settings.n_batch, places.n),
+            places.n_sequences(n_lanes),
+            n_lanes=n_lanes,
+        )
+
+    @property
+    def n_batch(self) -> int:
+        """Most tokens in one decode."""
+        return self.native.n_batch
+
+    def base(self, place: int) -> int:
+        """The first sequence of a place."""
+        return place * self._n_each
+
+    def sequences(self, place: int) -> range:
+        """All sequences of a place."""
+        return range(self.base(place), self.base(place + 1))
+
+    def decode(self, parts: Sequence[tuple[Slot, Part]]) -> None:
+        """Decode for several streams at once, none of them in lanes."""
+        native, batch = self.native, self.native.batch
+        native.check_size(sum(len(part.rows.tokens) for _, part in parts))
+        here: list[tuple[int, NativeSlot, Part]] = []
+        for slot, part in parts:
+            assert isinstance(slot, NativeSlot)
+            here.append((slot.first_sequence, slot, part))
+        # llama.cpp computes together what is of sequences that follow one another
+        # (llama-batch.cpp: split_equal).
+        here.sort(key=lambda one: one[0])
+        native.make_way([slot for _, slot, _ in here])
+        batch.begin()
+        written, rows = [], []
+        for base, slot, (tokens, outputs) in here:
+            first, seq = batch.n_rows, base + tokens.seq
+            batch.add(tokens.tokens, tokens.pos, seq, outputs)
+            written.append((tokens.pos, (seq,)))
+            rows.append((slot, first, batch.n_rows - first, batch.n_tokens - 1))
+        native.decode(batch, written)
+        for slot, first, n, last in rows:
+            slot.has_rows(first, n, last)
+
+
+class NativeSlot(NativeContext):
+    """One stream's cells, in a place of a `NativeHost` or in memory.
+
+    Implements `streamsink.engine.context.Slot`.
+
+    Parameters
+    ----------
+    hosts : NativeHosts
+        Where it belongs.
+    """
+
+    def __init__(self, hosts: NativeHosts) -> None:
+        self._hosts = hosts
+        self._host: NativeHost | None = None
+        self._place = 0
+        self._cells: memoryview | None = None
+        self._end = 0
+        self.share: int | None = None
+        n_ctx, settings, swa_full = hosts.made_with
+        self._settle_in(hosts.hosts[0].native, 0, n_ctx, settings, swa_full=swa_full)
+        if hosts.in_pools:
+            self._capabilities = replace(self._capabilities, reanchor=APART)
+
+    @property
+    def host(self) -> NativeHost | None:
+        """Where its cells are; None where they are in memory."""
+        return self._host
+
+    @property
+    def first_sequence(self) -> int:
+        """The number of its `MAIN`."""
+        return self._base
+
+    @property
+    def n_batch(self) -> int:
+        """Most tokens in the next decode."""
+        most = super().n_batch
+        return most if self.share is None else min(self.share, most)
+
+    def enter(self, host: Host, place: int) -> None:
+        """Take a place that is free, and bring the cells there."""
+        assert isinstance(host, NativeHost)
+        assert self._host is None
+        self._host, self._place = host, place
+        self._native, self._base = host.native, host.base(place)
+        self._n_cells = int(llama.llama_n_ctx_seq(host.native.handle))
+        cells, self._cells = self._cells, None
+        if cells is None:
+            self.clear()
+        else:
+            self.load(cells, self._end)
+
+    def leave(self) -> None:
+        """Give up the place, with the cells in memory from then on."""
+        host = self._host
+        if host is None:
+            return
+        self.keep_row()
+        self._end = self.end(MAIN)
+        try:
+            self._cells = super().save() if self._end else None
+        finally:
+            self.clear()
+            self._host = None
+
+    def clear(self) -> None:
+        """Empty every sequence of the stream's."""
+        host = self._host
+        self._cells = None
+        if host is None:
+            return
+        if host.n_places == 1:
+            super().clear()
+            return
+        for seq in host.sequences(self._place):
+            llama.llama_memory_seq_rm(self._memory, seq, -1, -1)
+
+    def save(self) -> memoryview:
+        """The cells of `MAIN` in llama.cpp's own form."""
+        if self._host is not None:
+            return super().save()
+        if self._cells is None:
+            raise CacheError("the stream has no cells to be given out")
+        return self._cells
+
+    def fork(self) -> NativeSlot:
+        """A slot of the same engine with the same cells."""
+        other = self._hosts.slot()
+        end = self.end(MAIN) if self._host else self._end
+        if end:
+            other._cells, other._end = self.save(), end
+        return other
+
+    def close(self) -> None:
+        """Give up cells and place. Twice is fine."""
+        self._kept, self._n_rows = None, 0
+        with suppress(CacheError):
+            self.clear()
+        self._host = None
+
+
+class NativeHosts:
+    """The contexts of an engine; implements `streamsink.engine.context.Hosts`.
+
+    Parameters
+    ----------
+    weights : Weights
+        The model; it must stay open.
+    n_ctx : int
+        Tokens that a token can attend to, in each stream.
+    settings : CacheSettings
+        As for `NativeContext`.
+    n_streams : int
+        Streams that decode together.
+    layout : {"auto", "pools", "unified", "separate"}
+        How they are laid out; see `streamsink.gguf.layout`.
+
+    Attributes
+    ----------
+    layout : str
+        What was settled on.
+    why : str
+        Why, as a clause.
+    made_with : tuple
+        ``n_ctx``, settings, and whether sliding-window layers keep all cells.
+
+    Raises
+    ------
+    UsageError
+        The layout is wrong on this model.
+    ModelError, MemoryBudgetError, CapabilityError
+        As for `NativeContext`.
+    """
+
+    def __init__(
+        self,
+        weights: Weights,
+        n_ctx: int,
+        settings: CacheSettings,
+        n_streams: int,
+        layout: LayoutName = "auto",
+    ) -> None:
+        check_types(weights.traits, settings)
+        self._weights = weights
+        self.layout, self.why = choose_layout(
+            layout,
+            n_streams,
+            n_ctx,
+            weights.traits,
+            settings,
+            weights.measured,
+            int(llama.llama_model_size(weights.handle)),
+        )
+        self.made_with = (n_ctx, settings, self.in_pools)
+        self.hosts: list[NativeHost] = []
+        self._lanes: NativeHost | None = None
+        self._has_no_lanes = self.layout == "separate"
+        try:
+            if self.layout == "separate":
+                for _ in range(n_streams):
+                    self.hosts.append(self._host(ALONE))
+            else:
+                self.hosts.append(self._host(Places(n_streams, unified=not self.in_pools)))
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def in_pools(self) -> bool:
+        """Whether each stream has a pool of cells of its own beside others."""
+        return self.layout == "pools"
+
+    def _host(self, places: Places) -> NativeHost:
+        n_ctx, settings, swa_full = self.made_with
+        return NativeHost(self._weights, n_ctx, settings, swa_full=swa_full, places=places)
+
+    def slot(self) -> NativeSlot:
+        """The context of another stream, without a place yet."""
+        return NativeSlot(self)
+
+    def lanes_host(self) -> NativeHost | None:
+        """A context of one place where lanes work; None where there can be none."""
+        if self._lanes is None and not self._has_no_lanes:
+            self._has_no_lanes = True  # unless it can be made
+            with suppress(MemoryBudgetError, ModelError):
+                self._lanes = self._host(ALONE)
+                self._has_no_lanes = False
+        return self._lanes
+
+    def close(self) -> None:
+        """Free the contexts. Twice is fine."""
+        for host in (*self.hosts, *filter(None, [self._lanes])):
+            host.native.close()

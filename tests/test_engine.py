@@ -1,0 +1,411 @@
+"""Streams of an engine do what they would do alone, whatever the others do meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+from hypothesis import settings
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
+
+from streamsink.core.events import Step
+from streamsink.core.policy import SinkPolicy
+from streamsink.engine.engine import Engine
+from streamsink.engine.stream import Stream
+from streamsink.errors import (
+    BusyError,
+    CapabilityError,
+    ClosedError,
+    DecodeError,
+    StreamsinkError,
+)
+from tests.fake_backend import FakeBackend
+from tests.fake_hosts import FakeHosts
+
+N_CTX = 24
+TEXT = [(7 * at) % 250 for at in range(4000)]
+
+
+@dataclass
+class Pair:
+    """A stream in the engine, and one alone that does the same."""
+
+    shared: Stream
+    alone: Stream
+    n_fed: int = 0
+
+    def text(self, n: int) -> list[int]:
+        self.n_fed += n
+        return TEXT[self.n_fed : self.n_fed + n]
+
+
+Did = Callable[[Stream], Any]
+
+
+def outcome(did: Did, stream: Stream) -> Any:
+    """What a call has come to, an error included."""
+    try:
+        return did(stream)
+    except StreamsinkError as error:
+        return type(error)
+
+
+def generated(n: int, n_taken: int) -> Did:
+    def did(stream: Stream) -> list[tuple[int, int, str, str | None]]:
+        steps = [
+            (step.token, step.index, step.text, step.finish)
+            for step in islice(stream.generate(n, ignore_eos=True), n_taken)
+        ]
+        stream.visible()  # in an engine the last one may have been decoded already
+        return steps
+
+    return did
+
+
+class EngineMachine(RuleBasedStateMachine):
+    """Rounds in which every stream is called at once, each by a thread of its own."""
+
+    @initialize(
+        n_streams=st.integers(2, 8),
+        n_places=st.integers(1, 8),
+        n_lanes=st.sampled_from([1, 8]),
+        in_pools=st.booleans(),
+        data=st.data(),
+    )
+    def open(
+        self, n_streams: int, n_places: int, n_lanes: int, in_pools: bool, data: st.DataObject
+    ) -> None:
+        self.hosts = FakeHosts(n_places, N_CTX, n_lanes=n_lanes, in_pools=in_pools)
+        self.engine = Engine(self.hosts, N_CTX, chunk=5)
+        placements = ["rotate"] if in_pools else ["rotate", "reanchor"]
+        self.pairs: list[Pair] = []
+        for _ in range(n_streams):
+            policy = SinkPolicy(
+                data.draw(st.integers(0, 6)),
+                data.draw(st.sampled_from([1, 2, 5, "half"])),
+                data.draw(st.sampled_from(placements)),  # type: ignore[arg-type]
+                slack=data.draw(st.integers(0, 20)),
+            )
+            alone = Stream(FakeBackend(N_CTX + n_lanes - 1, n_lanes, 16), policy, N_CTX)
+            self.pairs.append(Pair(self.engine.stream(policy), alone))
+
+    @rule(data=st.data())
+    def round(self, data: st.DataObject) -> None:
+        """Each stream does something of its own; some decodes fail."""
+        calls = [(pair, self.drawn(pair, data)) for pair in self.pairs]
+        for host in self.hosts.hosts:
+            at = len(host.sizes)
+            host.fail_at = {at + n for n in data.draw(st.sets(st.integers(0, 9), max_size=1))}
+        found: dict[int, Any] = {}
+
+        def act(number: int, did: Did, stream: Stream) -> None:
+            found[number] = outcome(did, stream)
+
+        threads = [
+            threading.Thread(target=act, args=(number, did, pair.shared))
+            for number, (pair, did) in enumerate(calls)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(20)
+            assert not thread.is_alive()
+        for number, (pair, did) in enumerate(calls):
+            wanted = outcome(did, pair.alone)
+            if found[number] is DecodeError:
+                self.hurt(pair)
+            else:
+                assert found[number] == wanted
+
+    def hurt(self, pair: Pair) -> None:
+        """A decode failed that the stream had to itself: it holds what was decoded before."""
+        pair.shared.reset()
+        pair.alone.reset()
+        pair.alone.policy = pair.shared.policy
+
+    def drawn(self, pair: Pair, data: st.DataObject) -> Did:
+        kind = data.draw(
+            st.sampled_from(
+                [
+                    "feed",
+                    "feed",
+                    "generate",
+                    "generate",
+                    "rest",
+                    "repin",
+                    "rewind",
+                    "policy",
+                    "evict",
+                ]
+            )
+        )
+        n = data.draw(st.integers(1, 40 if kind == "feed" else 6))
+        if kind == "feed":
+            text = pair.text(n)
+            return lambda stream: stream.feed(text)
+        if kind == "generate":
+            return generated(n + 2, data.draw(st.integers(1, n + 2)))
+        if kind == "repin":
+            text = pair.text(n)
+            return lambda stream: stream.repin(text).n_tokens if stream.visible() else None
+        if kind == "rewind":
+            return lambda stream: stream.rewind(stream.stats.index - n)
+        if kind == "policy":
+            discard = data.draw(st.sampled_from([1, 3]))
+            return lambda stream: stream.change(n_discard=discard)
+        if kind == "score":
+            text = pair.text(n)
+            return lambda stream: stream.score(text).tolist()[1:]
+        return lambda stream: None
+
+    @rule(number=st.integers(0, 7))
+    def fork(self, number: int) -> None:
+        if len(self.pairs) < 8 and number < len(self.pairs):
+            pair = self.pairs[number]
+            pair.shared.visible(), pair.alone.visible()
+            self.pairs.append(Pair(pair.shared.fork(), pair.alone.fork(), pair.n_fed))
+
+    @rule(number=st.integers(0, 7))
+    def close(self, number: int) -> None:
+        if 2 < len(self.pairs) > number:
+            pair = self.pairs.pop(number)
+            pair.shared.close(), pair.alone.close()
+
+    @rule()
+    def same(self) -> None:
+        for pair in self.pairs:
+            assert pair.shared.visible() == pair.alone.visible()
+            shared, alone = pair.shared.stats, pair.alone.stats
+            assert (shared.index, shared.positions, shared.evicted, shared.gap) == (
+                alone.index,
+                alone.positions,
+                alone.evicted,
+                alone.gap,
+            )
+            logits = outcome(Stream.logits, pair.shared), outcome(Stream.logits, pair.alone)
+            assert np.array_equal(*logits)
+
+    def teardown(self) -> None:
+        if hasattr(self, "engine"):
+            self.same()
+            self.engine.close()
+
+
+TestEngine = EngineMachine.TestCase
+TestEngine.settings = settings(max_examples=25, stateful_step_count=10, deadline=None)
+
+
+@pytest.fixture
+def hosts() -> FakeHosts:
+    return FakeHosts(4, N_CTX)
+
+
+@pytest.fixture
+def engine(hosts: FakeHosts) -> Iterator[Engine]:
+    with Engine(hosts, N_CTX) as opened:
+        yield opened
+
+
+def at_once(*calls: Callable[[], Any]) -> list[Any]:
+    """Call all of them, each in a thread of its own."""
+    found: dict[int, Any] = {}
+    threads = [
+        threading.Thread(target=lambda at=at, call=call: found.update({at: call()}))
+        for at, call in enumerate(calls)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    return [found[at] for at in range(len(calls))]
+
+
+def said(stream: Stream, n: int) -> list[int]:
+    return [step.token for step in stream.generate(n, ignore_eos=True)]
+
+
+def test_streams_share_decodes(engine: Engine, hosts: FakeHosts) -> None:
+    hosts.hosts[0].seconds = 0.002  # others come to word meanwhile, as in llama.cpp
+    streams = [engine.stream(SinkPolicy(2)) for _ in range(4)]
+    for at, stream in enumerate(streams):
+        stream.feed(TEXT[at : at + 10])
+    at_once(*(lambda stream=stream: said(stream, 200) for stream in streams))
+    assert np.mean(hosts.hosts[0].sizes[-100:]) > 3
+
+
+def test_more_streams_than_places(engine: Engine) -> None:
+    streams = [engine.stream(SinkPolicy(2)) for _ in range(9)]
+    for at, stream in enumerate(streams):
+        stream.feed(TEXT[at : at + 30])
+    texts = at_once(*(lambda stream=stream: said(stream, 40) for stream in streams))
+    for at, text in enumerate(texts):
+        with Stream(FakeBackend(N_CTX), SinkPolicy(2, placement="rotate"), N_CTX) as alone:
+            alone.feed(TEXT[at : at + 30])
+            assert said(alone, 40) == text
+
+
+def test_a_failure_is_the_guilty_streams_alone(engine: Engine, hosts: FakeHosts) -> None:
+    """One stream's tokens are refused whenever they come; the others never notice."""
+    good, bad = engine.stream(SinkPolicy(2)), engine.stream(SinkPolicy(2))
+    slot: Any = bad._context
+    plain = slot.decode_here
+
+    def refused(*args: Any) -> None:
+        plain(*args)
+        raise DecodeError("injected", -3)
+
+    good.feed(TEXT[:10]), bad.feed(TEXT[:10])
+    slot.decode_here = refused
+    with Stream(FakeBackend(N_CTX), SinkPolicy(2, placement="rotate"), N_CTX) as alone:
+        alone.feed(TEXT[:10])
+        wanted = said(alone, 300)
+
+    def fails() -> int:
+        n = 0
+        for _ in range(100):
+            with pytest.raises(DecodeError):
+                bad.feed(TEXT[:1])
+            n += 1
+        return n
+
+    text, n = at_once(lambda: said(good, 300), fails)
+    assert (text, n) == (wanted, 100)
+    assert bad.stats.index == 10
+    slot.decode_here = plain
+    assert bad.feed(TEXT[:5]) == 5
+
+
+def test_pools_rotate(engine: Engine) -> None:
+    stream = engine.stream(SinkPolicy(2))
+    assert (stream.stats.placement, stream.stats.why) == ("rotate", "pools")
+    with pytest.raises(CapabilityError):
+        engine.stream(SinkPolicy(2, placement="reanchor"))
+
+
+def test_one_call_at_a_time(engine: Engine) -> None:
+    stream = engine.stream(SinkPolicy(2))
+    stream.feed(TEXT[:3])
+    with stream.transaction():
+        assert at_once(lambda: outcome(lambda one: one.feed([1]), stream)) == [BusyError]
+        stream.feed(TEXT[:3])
+    assert stream.stats.index == 6
+
+
+def test_a_transaction_is_undone(engine: Engine) -> None:
+    stream, other = engine.stream(SinkPolicy(2)), engine.stream(SinkPolicy(2))
+    stream.feed(TEXT[:40])
+    before = stream.visible_tokens()
+    with suppress(KeyError), stream.transaction():
+        stream.feed(TEXT[:60])
+        other.feed(TEXT[:5])
+        raise KeyError
+    assert stream.visible_tokens() == before
+    assert other.stats.index == 5
+
+
+def test_closing_ends_calls(engine: Engine) -> None:
+    stream = engine.stream(SinkPolicy(2))
+    stream.feed(TEXT[:3])
+    seen: list[Step] = []
+
+    def endless() -> type[BaseException] | None:
+        try:
+            for step in stream.generate(None, ignore_eos=True):
+                seen.append(step)
+        except ClosedError as error:
+            return type(error)
+        return None
+
+    def close() -> None:
+        while len(seen) < 50:
+            time.sleep(0.001)
+        engine.close()
+
+    assert at_once(endless, close)[0] is ClosedError
+    with pytest.raises(ClosedError):
+        stream.feed([1])
+    with pytest.raises(ClosedError):
+        engine.stream()
+    engine.close()
+
+
+def test_a_closed_stream_gives_its_place_up(engine: Engine, hosts: FakeHosts) -> None:
+    for _ in range(20):
+        with engine.stream(SinkPolicy(2)) as stream:
+            stream.feed(TEXT[:5])
+    assert not hosts.hosts[0].slots
+
+
+def test_event_loops(engine: Engine) -> None:
+    streams = [engine.stream(SinkPolicy(2)) for _ in range(6)]
+
+    async def one(at: int) -> list[int]:
+        await streams[at].afeed(TEXT[at : at + 10])
+        return [step.token async for step in streams[at].agenerate(50, ignore_eos=True)]
+
+    async def all_of_them() -> list[list[int]]:
+        return list(await asyncio.gather(*map(one, range(6))))
+
+    for at, text in enumerate(asyncio.run(all_of_them())):
+        with Stream(FakeBackend(N_CTX), SinkPolicy(2, placement="rotate"), N_CTX) as alone:
+            alone.feed(TEXT[at : at + 10])
+            assert said(alone, 50) == text
+
+
+def test_a_cancelled_feed_ends_between_two_decodes(engine: Engine) -> None:
+    stream = engine.stream(SinkPolicy(2, 1, slack=0))
+
+    async def cancelled() -> None:
+        feeding = asyncio.ensure_future(stream.afeed(TEXT))
+        await asyncio.sleep(0.02)
+        feeding.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await feeding
+
+    asyncio.run(cancelled())
+    assert 0 < stream.stats.index < len(TEXT)
+    index = stream.stats.index
+    assert stream.visible_tokens()[2:] == TEXT[:index][-(N_CTX - 2) :]
+
+
+def test_a_cancelled_generation_holds_what_was_yielded(engine: Engine) -> None:
+    stream = engine.stream(SinkPolicy(2))
+    stream.feed(TEXT[:5])
+    seen: list[int] = []
+
+    async def listening() -> None:
+        async for step in stream.agenerate(None, ignore_eos=True):
+            seen.append(step.token)
+
+    async def cancelled() -> None:
+        task = asyncio.ensure_future(listening())
+        while len(seen) < 30:
+            await asyncio.sleep(0.001)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(cancelled())
+    assert stream.stats.index == 5 + len(seen)
+    assert stream.visible_tokens()[-10:] == seen[-10:]
+
+
+def test_a_slow_listener_holds_up_nobody(engine: Engine) -> None:
+    slow, quick = engine.stream(SinkPolicy(2)), engine.stream(SinkPolicy(2))
+    slow.feed(TEXT[:5]), quick.feed(TEXT[:5])
+    steps = slow.generate(None, ignore_eos=True)
+    first = [next(steps) for _ in range(3)]
+    assert len(said(quick, 200)) == 200
+    assert slow.stats.index == 8
+    with Stream(FakeBackend(N_CTX), SinkPolicy(2, placement="rotate"), N_CTX) as alone:
+        alone.feed(TEXT[:5])
+        assert said(alone, 10) == [step.token for step in [*first, *islice(steps, 7)]]
