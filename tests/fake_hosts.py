@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from streamsink.core.capabilities import Capabilities, Verdict
@@ -18,11 +18,14 @@ IN_POOLS = Verdict("impossible", "pools")
 class FakeHost:
     """Implements `streamsink.engine.context.Host`."""
 
-    def __init__(self, n_places: int, n_cells: int, n_lanes: int, n_batch: int) -> None:
+    def __init__(
+        self, n_places: int, n_cells: int, n_lanes: int, n_batch: int, has_scratch: bool
+    ) -> None:
         self.n_places = n_places
         self.n_cells = n_cells
         self.n_lanes = n_lanes
         self.n_batch = n_batch
+        self.has_scratch = has_scratch
         self.slots: dict[int, FakeSlot] = {}
         self.fail_at: set[int] = set()
         """Decodes, counted from 0, that fail without a reason."""
@@ -140,6 +143,12 @@ class FakeSlot(FakeBackend):
             del self._host.slots[self._place]
             self._host = None
 
+    def _check_sequences(self, sequences: Iterable[int]) -> None:
+        sequences = [*sequences]
+        if self._host and not self._host.has_scratch and any(sequences):
+            raise Abort("a sequence of another stream was touched")
+        super()._check_sequences(sequences)
+
     def _main(self) -> list[Cell]:
         return [cell for cell in self.cells if 0 in cell.sequences]
 
@@ -165,9 +174,9 @@ class FakeHosts:
         self.n_cells = n_ctx
         self.n_batch = n_batch
         reanchor = IN_POOLS if in_pools else Verdict()
-        self.capabilities = Capabilities(n_ctx_train=1000, reanchor=reanchor)
-        self.hosts = [FakeHost(n_streams, n_ctx, 1, n_batch)]
-        self._lanes = FakeHost(1, n_ctx + n_lanes - 1, n_lanes, n_batch) if n_lanes > 1 else None
+        self.capabilities = Capabilities(1000, reanchor=reanchor, moves_aside=in_pools)
+        self.hosts = [FakeHost(n_streams, n_ctx, 1, n_batch, has_scratch=not in_pools)]
+        self._lanes = FakeHost(1, n_ctx + n_lanes - 1, n_lanes, n_batch, has_scratch=True)
 
     def slot(self) -> FakeSlot:
         return FakeSlot(self)

@@ -95,7 +95,8 @@ class EngineMachine(RuleBasedStateMachine):
                 data.draw(st.sampled_from(placements)),  # type: ignore[arg-type]
                 slack=data.draw(st.integers(0, 20)),
             )
-            alone = Stream(FakeBackend(N_CTX + n_lanes - 1, n_lanes, 16), policy, N_CTX)
+            backend = FakeBackend(N_CTX + n_lanes - 1, n_lanes, 16, self.hosts.capabilities)
+            alone = Stream(backend, policy, N_CTX)
             self.pairs.append(Pair(self.engine.stream(policy), alone))
 
     @rule(data=st.data())
@@ -201,7 +202,7 @@ class EngineMachine(RuleBasedStateMachine):
 
 
 TestEngine = EngineMachine.TestCase
-TestEngine.settings = settings(max_examples=25, stateful_step_count=10, deadline=None)
+TestEngine.settings = settings(max_examples=60, stateful_step_count=12, deadline=None)
 
 
 @pytest.fixture

@@ -38,6 +38,8 @@ class Capabilities:
         Why no placement can work; empty where one does.
     takes_back : bool
         Whether the newest tokens can be taken out of the cache again; a recurrent state holds them.
+    moves_aside : bool
+        Whether the stream's cells can be taken to where re-anchoring would be exact.
     sight : int
         Positions that a layer with a sliding window sees, the token's own included; 0 where every
         layer sees all.
@@ -48,4 +50,10 @@ class Capabilities:
     reanchor: Verdict = EXACT
     no_stream: str = ""
     takes_back: bool = True
+    moves_aside: bool = False
     sight: int = 0
+
+    @property
+    def evaluates_beside(self) -> bool:
+        """Whether a head can be evaluated anew right below the window, here or aside."""
+        return self.moves_aside or self.reanchor.level == "exact"

@@ -204,7 +204,7 @@ def splice(state: State, at: int, n: int, n_new: int, able: Capabilities, *, exa
     """
     after, _ = state.ledger.splice(at, n, n_new)
     lift = max(0, -after.head_place)
-    beside = able.reanchor.level == "exact" and not (lift and able.rotate.level != "exact")
+    beside = able.evaluates_beside and not (lift and able.rotate.level != "exact")
     then = state.but(has_logits=False, cause="repin")
     if exact or not beside or not after.n_newest:
         return Plan(state, then.but(ledger=after.lacking(Missing.ALL)))

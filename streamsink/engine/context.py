@@ -218,6 +218,10 @@ class Host(Protocol):
         """How many streams there is room for."""
 
     @property
+    def has_scratch(self) -> bool:
+        """Whether each place has a `SCRATCH` beside its `MAIN`."""
+
+    @property
     def n_batch(self) -> int:
         """Most tokens in one decode."""
 

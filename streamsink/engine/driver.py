@@ -18,7 +18,7 @@ from streamsink.core.state import State
 from streamsink.engine.carrier import Carrier
 from streamsink.engine.context import Context, Logits, Outputs
 from streamsink.engine.scoring import nll
-from streamsink.engine.task import AskLanes, AskPlace, Task, answered
+from streamsink.engine.task import AskAside, AskLanes, AskPlace, Task, answered
 from streamsink.engine.undo import Undo
 from streamsink.errors import CacheError, StreamsinkError, UsageError
 
@@ -86,6 +86,7 @@ class Driver(Carrier):
         while not controller.is_done:
             if has_decoded:
                 self._pause_if_possible()
+            yield from self._seek_room()
             grant = yield from self._grant(outputs, one_by_one=n_given == 1)
             plan = controller.plan(grant)
             done = yield from self.carry_out(plan, outputs)
@@ -353,11 +354,19 @@ class Driver(Carrier):
     def _finish(self) -> Task[None]:
         """Bring back what is missing, all lanes taken down."""
         first = True
+        yield from self._seek_room()
         while plan := self.controller.plan_settling(self.context.n_batch):
             if not first:
                 self._pause_if_possible()
             yield from self.carry_out(plan)
+            yield from self._seek_room()
             first = False
+
+    def _seek_room(self) -> Task[None]:
+        """Go where a head that is missing can be evaluated, or evaluate all anew."""
+        is_missing = self.controller.ledger.missing is Missing.HEAD
+        if is_missing and not (yield AskAside(self.context)):
+            self.lose_cells()
 
     def _take_down_lanes(self) -> Task[None]:
         if self.controller.state.lanes:

@@ -26,7 +26,7 @@ from streamsink.engine.context import Host, Hosts, Slot
 from streamsink.engine.member import Member, Outcome, Ticket
 from streamsink.engine.seating import Seating
 from streamsink.engine.stream import Stream
-from streamsink.engine.task import AskLanes, AskPlace, Work, carry_out
+from streamsink.engine.task import AskAside, AskLanes, AskPlace, Work, carry_out
 from streamsink.errors import ClosedError, StreamsinkError, TornError
 from streamsink.system.closing import Closing
 
@@ -228,6 +228,11 @@ class Engine(Closing):
                 member.answer(True)
             elif isinstance(request, AskLanes):
                 member.answer(self._seating.lanes_for(member))
+            elif isinstance(request, AskAside):
+                has_scratch = self._seating.scratch_for(member)
+                if has_scratch is None:
+                    return None
+                member.answer(has_scratch)
             elif request.n_tokens:
                 return request
             else:

@@ -34,7 +34,7 @@ class Seating:
         """Who has a place, the one that was given out first first."""
         self._used: dict[Member, float] = {}
         self._waiting: dict[Member, float] = {}
-        self._in_lanes: Member | None = None
+        self._aside: Member | None = None
 
     def seats(self, member: Member) -> bool:
         """Whether a stream has a place, or gets one now."""
@@ -65,7 +65,7 @@ class Seating:
         self._free.append(self._homes.pop(member))
         del self._used[member]
 
-    # -- lanes ----------------------------------------------------------------------------------
+    # -- aside ----------------------------------------------------------------------------------
 
     def lanes_for(self, member: Member) -> int:
         """How many lanes a stream has that is fed; it may move for them until its task has ended.
@@ -74,21 +74,32 @@ class Seating:
         which there are; to its neighbours it is a stream that decodes elsewhere.
         """
         slot = member.slot
-        if slot.host is not None and slot.host.n_places == 1:
+        is_there = slot.host is not None and slot.host.n_places == 1
+        if is_there or (member.driver.n_pending >= WORTH_A_MOVE and self._goes_aside(member)):
             return slot.n_lanes
-        if self._in_lanes is not None or member.driver.n_pending < WORTH_A_MOVE:
-            return 1
+        return 1
+
+    def scratch_for(self, member: Member) -> bool | None:
+        """Whether a stream has a `SCRATCH` now; None where it is to wait for one."""
+        host = member.slot.host
+        if host is not None and host.has_scratch:
+            return True
+        if self._hosts.lanes_host() is None:
+            return False
+        return True if self._goes_aside(member) else None
+
+    def _goes_aside(self, member: Member) -> bool:
         host = self._hosts.lanes_host()
-        if host is None:
-            return 1
+        if self._aside is not None or host is None:
+            return False
         self._leave(member)
-        self._in_lanes = member
+        self._aside = member
         self._enter(member, host, 0)
-        return slot.n_lanes
+        return True
 
     def comes_home(self, member: Member) -> None:
-        """Bring a stream back from where it had lanes."""
-        if self._in_lanes is member:
+        """Bring a stream back from where it was by itself."""
+        if self._aside is member:
             self._leave(member)
             self._enter(member, *self._homes[member])
 
@@ -101,8 +112,8 @@ class Seating:
             member.loses_cells()
 
     def _leave(self, member: Member) -> None:
-        if self._in_lanes is member:
-            self._in_lanes = None
+        if self._aside is member:
+            self._aside = None
         member.loses_place()
         try:
             member.slot.leave()
@@ -119,7 +130,7 @@ class Seating:
         """Let go of a stream that is closed."""
         self._waiting.pop(member, None)
         self._used.pop(member, None)
-        if self._in_lanes is member:
-            self._in_lanes = None
+        if self._aside is member:
+            self._aside = None
         if member in self._homes:
             self._free.append(self._homes.pop(member))

@@ -47,13 +47,22 @@ class AskLanes(NamedTuple):
     context: Context
 
 
+class AskAside(NamedTuple):
+    """A wish: to be where a head can be evaluated beside the stream; answered whether that is so.
+
+    In a pool of a stream's own there is no `SCRATCH`.
+    """
+
+    context: Context
+
+
 class AskPlace(NamedTuple):
     """A wish instead of a work: to have the cells at hand, for what is neither plan nor decode."""
 
     context: Context
 
 
-Request: TypeAlias = "Work | AskLanes | AskPlace"
+Request: TypeAlias = "Work | AskLanes | AskAside | AskPlace"
 Task: TypeAlias = Generator[Request, Any, T]
 
 
@@ -139,7 +148,7 @@ def answered(request: Request) -> Any:
     """Do alone what a task asks for, and return what it is to be sent."""
     if isinstance(request, AskLanes):
         return request.context.n_lanes
-    if not isinstance(request, AskPlace):
+    if not isinstance(request, AskPlace | AskAside):
         carry_out(request)
     return True
 

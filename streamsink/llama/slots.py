@@ -10,7 +10,7 @@ import llama_cpp.llama_cpp as llama
 
 from streamsink.core.capabilities import Verdict
 from streamsink.core.plan import MAIN
-from streamsink.engine.context import Host, Part, Slot
+from streamsink.engine.context import Host, Outputs, Part, Slot
 from streamsink.errors import CacheError, MemoryBudgetError, ModelError
 from streamsink.gguf.budget import n_lanes_of
 from streamsink.gguf.layout import LayoutName, choose_layout
@@ -77,6 +77,11 @@ class NativeHost:
         """Most tokens in one decode."""
         return self.native.n_batch
 
+    @property
+    def has_scratch(self) -> bool:
+        """Whether each place has a `SCRATCH` beside its `MAIN`."""
+        return self._n_each > 1
+
     def base(self, place: int) -> int:
         """The first sequence of a place."""
         return place * self._n_each
@@ -130,7 +135,9 @@ class NativeSlot(NativeContext):
         n_ctx, settings, swa_full = hosts.made_with
         self._settle_in(hosts.hosts[0].native, 0, n_ctx, settings, swa_full=swa_full)
         if hosts.in_pools:
-            self._capabilities = replace(self._capabilities, reanchor=APART)
+            able = self._capabilities
+            moves_aside = able.reanchor.level == "exact"
+            self._capabilities = replace(able, reanchor=APART, moves_aside=moves_aside)
 
     @property
     def host(self) -> NativeHost | None:
@@ -193,6 +200,27 @@ class NativeSlot(NativeContext):
         if self._cells is None:
             raise CacheError("the stream has no cells to be given out")
         return self._cells
+
+    def remove(self, seq: int, start: int, stop: int) -> None:
+        """Take cells out of a sequence; ``stop`` of -1 means to its end."""
+        self._check_own(seq)
+        super().remove(seq, start, stop)
+
+    def copy(self, source: int, target: int, start: int, stop: int) -> None:
+        """Let cells of ``source`` belong to ``target`` too; ``stop`` of -1 means to its end."""
+        self._check_own(max(source, target))
+        super().copy(source, target, start, stop)
+
+    def decode(self, tokens: Sequence[int], pos: int, seq: int, rows: Outputs) -> None:
+        """Write tokens to a sequence at ``pos`` and after it, and compute logits."""
+        self._check_own(seq)
+        super().decode(tokens, pos, seq, rows)
+
+    def _check_own(self, seq: int) -> None:
+        """Refuse a sequence beyond those of the place, which is another stream's."""
+        host = self._host
+        if host is None or seq >= len(host.sequences(self._place)):
+            raise CacheError(f"sequence {seq} of the stream is not where its cells are")
 
     def fork(self) -> NativeSlot:
         """A slot of the same engine with the same cells."""
