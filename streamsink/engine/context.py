@@ -222,6 +222,10 @@ class Host(Protocol):
         """Whether each place has a `SCRATCH` beside its `MAIN`."""
 
     @property
+    def shift_waits(self) -> bool:
+        """Whether keys are rotated with the next decode: until then, no cells are given out."""
+
+    @property
     def n_batch(self) -> int:
         """Most tokens in one decode."""
 

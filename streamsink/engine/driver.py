@@ -159,6 +159,8 @@ class Driver(Carrier):
         over = max(0, controller.ledger.n_live - n + len(tokens) - controller.n_ctx)
         if over:
             yield from self.carry_out(controller.plan_eviction(over, protected=at + n))
+        # Before anything waits to be rotated: until that is done, no cells are taken elsewhere.
+        exact = exact or not (yield AskAside(self.context))
         plan, index = controller.plan_splice(at, n, tokens, under, exact=exact)
         yield from self.carry_out(plan)
         ledger = controller.ledger

@@ -169,6 +169,8 @@ class Engine(Closing):
     def _receive(self) -> bool:
         """Take in what was submitted, and wait for it where nothing else is to be done."""
         waits = not self._members
+        if waits:
+            self._answer()
         while True:
             try:
                 ticket = self._inbox.get(block=waits)
@@ -197,6 +199,7 @@ class Engine(Closing):
                 wanted.setdefault(host, []).append(member)
         # The others' callers go on while llama.cpp works.
         self._answer()
+        self._seating.is_stuck = not wanted
         for host, members in wanted.items():
             self._decode(host, members)
         self._members = [one for one in self._members if one.is_busy]
@@ -266,6 +269,13 @@ class Engine(Closing):
             self._is_torn(error, member.slot.host)
             member.answer_error(error)
         member.is_suspect = False
+        self._go_on([member])
+
+    def _go_on(self, members: Sequence[Member]) -> None:
+        """Let tasks see to the rows of logits that a decode has left, before there is another."""
+        for member in members:
+            if member.request(self._answers) is None:
+                self._seating.comes_home(member)
 
     def _together(self, host: Host, members: Sequence[Member]) -> None:
         begun, parts = [], []
@@ -290,6 +300,7 @@ class Engine(Closing):
             for member in begun:
                 member.work.commit()
                 member.answer(True)
+            self._go_on(begun)
 
     def _put_right(self, member: Member, error: BaseException, *, is_suspect: bool = False) -> None:
         try:

@@ -35,6 +35,8 @@ class Seating:
         self._used: dict[Member, float] = {}
         self._waiting: dict[Member, float] = {}
         self._aside: Member | None = None
+        self.is_stuck = False
+        """Whether nothing was decoded in the last step: then keys may wait for ever."""
 
     def seats(self, member: Member) -> bool:
         """Whether a stream has a place, or gets one now."""
@@ -54,11 +56,17 @@ class Seating:
         return True
 
     def _make_room(self, waited: float) -> None:
-        idle = [member for member in self._homes if not member.is_busy]
+        movable = [member for member in self._homes if self._may_leave(member)]
+        idle = [member for member in movable if not member.is_busy]
         if idle:
             self._park(min(idle, key=lambda member: self._used[member]))
-        elif waited > TURN:
-            self._park(next(iter(self._homes)))
+        elif waited > TURN and movable:
+            self._park(movable[0])
+
+    def _may_leave(self, member: Member) -> bool:
+        """Whether a stream's cells can be given out now, or are to be lost if they cannot."""
+        host = member.slot.host
+        return host is None or not host.shift_waits or self.is_stuck
 
     def _park(self, member: Member) -> None:
         self._leave(member)
@@ -90,7 +98,7 @@ class Seating:
 
     def _goes_aside(self, member: Member) -> bool:
         host = self._hosts.lanes_host()
-        if self._aside is not None or host is None:
+        if self._aside is not None or host is None or not self._may_leave(member):
             return False
         self._leave(member)
         self._aside = member

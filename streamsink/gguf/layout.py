@@ -88,6 +88,8 @@ def _bar_to_pools(traits: Traits, settings: CacheSettings, measured: Measured) -
 
 
 def _bar_to_sharing(traits: Traits) -> str:
+    if traits.n_swa:
+        return "of a sliding window's cells llama.cpp gives out those alone that are in sight"
     if traits.recurrent or traits.hybrid:
         return "a recurrent state cannot give up what a failed decode has left in it"
     if traits.scaling == "longrope":

@@ -144,6 +144,10 @@ class Native:
                 holder.keep_row()
         self.holders = ()
 
+    def forget(self, holder: Holder) -> None:
+        """Let go of rows that somebody has kept, or does not need."""
+        self.holders = [one for one in self.holders if one is not holder]
+
     def decode(self, batch: Batch, written: Sequence[Written]) -> None:
         """Decode a batch that has been filled; rows of others are overwritten, see `make_way`.
 

@@ -17,6 +17,7 @@ from streamsink.gguf.layout import LayoutName, choose_layout
 from streamsink.gguf.places import ALONE, Places
 from streamsink.gguf.settings import CacheSettings
 from streamsink.gguf.traits import check_types
+from streamsink.llama import pooled
 from streamsink.llama.context import NativeContext
 from streamsink.llama.making import made_context
 from streamsink.llama.native import Native
@@ -62,6 +63,7 @@ class NativeHost:
         places: Places = ALONE,
     ) -> None:
         self.n_places = places.n
+        self.n_pools = 1 if places.unified else places.n
         n_lanes = n_lanes_of(n_ctx, settings, weights.traits, places)
         self._n_each = places.n_sequences_each(n_lanes)
         self.native = Native(
@@ -81,6 +83,11 @@ class NativeHost:
     def has_scratch(self) -> bool:
         """Whether each place has a `SCRATCH` beside its `MAIN`."""
         return self._n_each > 1
+
+    @property
+    def shift_waits(self) -> bool:
+        """Whether keys are rotated with the next decode: until then, no cells are given out."""
+        return self.native.shift_waits
 
     def base(self, place: int) -> int:
         """The first sequence of a place."""
@@ -130,7 +137,7 @@ class NativeSlot(NativeContext):
         self._host: NativeHost | None = None
         self._place = 0
         self._cells: memoryview | None = None
-        self._end = 0
+        self._end = self._n_last = 0
         self.share: int | None = None
         n_ctx, settings, swa_full = hosts.made_with
         self._settle_in(hosts.hosts[0].native, 0, n_ctx, settings, swa_full=swa_full)
@@ -174,12 +181,14 @@ class NativeSlot(NativeContext):
         if host is None:
             return
         self.keep_row()
+        host.native.forget(self)
         self._end = self.end(MAIN)
+        cells = None
         try:
-            self._cells = super().save() if self._end else None
+            cells = self.save() if self._end else None
         finally:
             self.clear()
-            self._host = None
+            self._host, self._cells = None, cells
 
     def clear(self) -> None:
         """Empty every sequence of the stream's."""
@@ -194,12 +203,35 @@ class NativeSlot(NativeContext):
             llama.llama_memory_seq_rm(self._memory, seq, -1, -1)
 
     def save(self) -> memoryview:
-        """The cells of `MAIN` in llama.cpp's own form."""
-        if self._host is not None:
-            return super().save()
-        if self._cells is None:
-            raise CacheError("the stream has no cells to be given out")
-        return self._cells
+        """The cells of `MAIN`, in the form in which a context of one pool has them."""
+        host = self._host
+        if host is None:
+            if self._cells is None:
+                raise CacheError("the stream has no cells to be given out")
+            return self._cells
+        state = super().save()
+        self._n_last = 0
+        if self._weights.traits.n_swa:
+            flags = llama.LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY
+            n = int(llama.llama_state_seq_get_size_ext(self._handle, self._base, flags))
+            self._n_last = n - pooled.HEAD
+        if host.n_pools == 1:
+            return state
+        merged = pooled.merged(state, host.n_pools, self._place, self._n_last)
+        if self._n_last:
+            self._n_last -= pooled.NUMBER * (host.n_pools - 1)
+        return merged
+
+    def load(self, cells: memoryview, end: int) -> None:
+        """Put cells into `MAIN` that `save` gave out, here or elsewhere."""
+        host = self._host
+        if host is None:
+            raise CacheError("the stream has no place to put cells into")
+        if host.n_pools > 1:
+            if self._weights.traits.n_swa and not self._n_last:
+                raise CacheError("cells of two caches cannot be divided among pools")
+            cells = pooled.divided(cells, host.n_pools, self._place, self._n_last)
+        super().load(cells, end)
 
     def remove(self, seq: int, start: int, stop: int) -> None:
         """Take cells out of a sequence; ``stop`` of -1 means to its end."""
@@ -227,12 +259,13 @@ class NativeSlot(NativeContext):
         other = self._hosts.slot()
         end = self.end(MAIN) if self._host else self._end
         if end:
-            other._cells, other._end = self.save(), end
+            other._cells, other._end, other._n_last = self.save(), end, self._n_last
         return other
 
     def close(self) -> None:
         """Give up cells and place. Twice is fine."""
         self._kept, self._n_rows = None, 0
+        self._native.forget(self)
         with suppress(CacheError):
             self.clear()
         self._host = None
