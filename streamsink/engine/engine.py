@@ -187,6 +187,7 @@ class Engine(Closing):
     def _step(self) -> None:
         """Carry out one work of each stream that has one."""
         self._n_steps += 1
+        self._seating.begin_step()
         self._share_out()
         # Who comes first gets what there is too little of.
         first = self._n_steps % len(self._members)
@@ -199,7 +200,7 @@ class Engine(Closing):
                 wanted.setdefault(host, []).append(member)
         # The others' callers go on while llama.cpp works.
         self._answer()
-        self._seating.is_stuck = not wanted
+        self._seating.has_decoded = bool(wanted)
         for host, members in wanted.items():
             self._decode(host, members)
         self._members = [one for one in self._members if one.is_busy]

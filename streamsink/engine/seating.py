@@ -35,8 +35,14 @@ class Seating:
         self._used: dict[Member, float] = {}
         self._waiting: dict[Member, float] = {}
         self._aside: Member | None = None
-        self.is_stuck = False
-        """Whether nothing was decoded in the last step: then keys may wait for ever."""
+        self._is_stuck = False
+        self.has_decoded = True
+        """Whether anything was decoded in the last step."""
+
+    def begin_step(self) -> None:
+        """Look whether keys wait to be rotated though nobody decodes: they might for ever."""
+        waits = any(host.shift_waits for host in self._hosts.hosts)
+        self._is_stuck = waits and not self.has_decoded
 
     def seats(self, member: Member) -> bool:
         """Whether a stream has a place, or gets one now."""
@@ -66,7 +72,7 @@ class Seating:
     def _may_leave(self, member: Member) -> bool:
         """Whether a stream's cells can be given out now, or are to be lost if they cannot."""
         host = member.slot.host
-        return host is None or not host.shift_waits or self.is_stuck
+        return host is None or not host.shift_waits or self._is_stuck
 
     def _park(self, member: Member) -> None:
         self._leave(member)
