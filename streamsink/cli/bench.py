@@ -79,6 +79,10 @@ def speed(
     ctx: Annotated[str | None, typer.Option(help="Contexts; 512 quick, 2048 full.")] = None,
     discard: Annotated[str, typer.Option(help="Evictions: N, half.")] = "1,8,64,half",
     samples: Annotated[int | None, typer.Option(help="Samples of each; 1 quick, 3 full.")] = None,
+    streams: Annotated[
+        str | None,
+        typer.Option(help="Numbers of streams, 1,4,8: time many at once instead, --ctx of each."),
+    ] = None,
     quick: Annotated[bool, typer.Option("--quick/--full", help="Two minutes, or seven.")] = False,
     *,
     run: RunOptions,
@@ -88,6 +92,16 @@ def speed(
     """Time a stream's evictions against decoding without any, on the same full cache."""
     from streamsink.bench.plan import Plan
     from streamsink.bench.speed import SpeedSettings
+    from streamsink.bench.streams import StreamsSettings
+
+    if streams is not None:
+        many = StreamsSettings(
+            _numbers("streams", streams),
+            _numbers("ctx", ctx or str(QUICK_CTX)),
+            samples if samples is not None else (1 if quick else 4),
+        )
+        measure(context, model, Plan(setup(engine, cache), streams=many), run)
+        return
 
     settings = SpeedSettings(
         n_ctx=_numbers("ctx", ctx or str(QUICK_CTX if quick else FULL_CTX)),

@@ -13,6 +13,7 @@ No lock protects a stream's state: nothing but that one thread touches it.
 from __future__ import annotations
 
 import threading
+import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -24,14 +25,13 @@ from streamsink.core.events import Event, Evicted
 from streamsink.core.policy import SinkPolicy
 from streamsink.engine.context import Host, Hosts, Slot
 from streamsink.engine.member import Member, Outcome, Ticket
+from streamsink.engine.pace import Pace
 from streamsink.engine.seating import Seating
 from streamsink.engine.stream import Stream
 from streamsink.engine.task import AskAside, AskLanes, AskPlace, Work, carry_out
 from streamsink.errors import ClosedError, StreamsinkError, TornError
 from streamsink.system.closing import Closing
 
-CHUNK = 128
-"""Tokens of a prompt in a decode in which other streams generate."""
 CLOSED = "this engine is closed: open another with model.engine()"
 
 
@@ -48,14 +48,14 @@ class Engine(Closing):
         The contexts, owned by the engine from here on.
     n_ctx : int
         Tokens that a token can attend to, in each stream.
-    chunk : int
-        Most tokens of prompts in one decode while other streams generate: more feed a prompt
-        sooner, fewer keep the others going.
+    chunk : int, optional
+        Most tokens of prompts in one step while other streams generate: more feed a prompt sooner,
+        fewer keep the others going. By default these keep a quarter of their pace.
     """
 
-    def __init__(self, hosts: Hosts, n_ctx: int, *, chunk: int = CHUNK) -> None:
+    def __init__(self, hosts: Hosts, n_ctx: int, *, chunk: int | None = None) -> None:
         self.n_ctx = n_ctx
-        self.chunk = chunk
+        self._pace = Pace(chunk)
         self._hosts = hosts
         self._seating = Seating(hosts)
         self._inbox: SimpleQueue[Ticket | None] = SimpleQueue()
@@ -153,17 +153,23 @@ class Engine(Closing):
     # -- the thread -----------------------------------------------------------------------------
 
     def _serve(self) -> None:
-        while self._receive():
-            self._step()
+        why: BaseException = ClosedError(CLOSED)
+        try:
+            while self._receive():
+                self._step()
+        except BaseException as error:  # nobody is to wait for a thread that has ended
+            why = error
+            with self._closing:
+                self._closed = True
         for member in self._members:
-            member.end(ClosedError(CLOSED), self._answers)
+            member.end(why, self._answers)
         while True:
             try:
                 ticket = self._inbox.get_nowait()
             except Empty:
                 break
             if ticket:
-                self._answers.append(partial(ticket.tell, Outcome(error=ClosedError(CLOSED))))
+                self._answers.append(partial(ticket.tell, Outcome(error=why)))
         self._answer()
 
     def _receive(self) -> bool:
@@ -201,8 +207,13 @@ class Engine(Closing):
         # The others' callers go on while llama.cpp works.
         self._answer()
         self._seating.has_decoded = bool(wanted)
+        sizes = [member.work.n_tokens for members in wanted.values() for member in members]
+        n_fed = sum(n for n in sizes if n > 1)
+        start = time.perf_counter()
         for host, members in wanted.items():
             self._decode(host, members)
+        if sizes:
+            self._pace.took(time.perf_counter() - start, n_fed, others=1 in sizes)
         self._members = [one for one in self._members if one.is_busy]
 
     def _share_out(self) -> None:
@@ -215,7 +226,7 @@ class Engine(Closing):
             if host is not None and len(self._members) > 1:
                 most = host.n_batch - n_others
                 if n_others:
-                    most = min(most, self.chunk)
+                    most = min(most, self._pace.chunk)
                 most = max(1, most // max(1, n_feeding))
             member.slot.share = most
 

@@ -64,6 +64,10 @@ class Ticket:
 class Crew(Protocol):
     """What a member needs of its engine."""
 
+    @property
+    def why(self) -> str:
+        """Why streams are laid out as they are, as a clause."""
+
     def submit(self, ticket: Ticket) -> None:
         """Have a task run; raises `ClosedError` once there is nobody who would."""
 
@@ -117,6 +121,11 @@ class Member:
         self._given: Any = None
         self._request: Request | None = None
         self._goes_ahead = False
+
+    @property
+    def why(self) -> str:
+        """Why the stream's cells are where they are, as a clause."""
+        return self._crew.why
 
     # -- for those who call ---------------------------------------------------------------------
 

@@ -32,7 +32,7 @@ class Reporting(Base):
                 gap=ledger.sink_lag,
                 slack=choice.slack,
                 placement=choice.placement,
-                why=choice.why,
+                why="; ".join(filter(None, (choice.why, self._runner.why))),
                 feed_rate=self._feeding.rate,
                 rate=self._generating.rate,
             )

@@ -69,6 +69,10 @@ Task: TypeAlias = Generator[Request, Any, T]
 class Runner(Protocol):
     """Who runs the tasks of one stream, one at a time."""
 
+    @property
+    def why(self) -> str:
+        """Why the stream's cells are where they are, as a clause; empty where it is alone."""
+
     def run(self, task: Task[T]) -> T:
         """Run a task to its end, and give back what it returns."""
 
@@ -182,6 +186,11 @@ class Alone:
 
     def __init__(self, driver: Stepper, deliver: Callable[[], object]) -> None:
         self._deliver = deliver
+
+    @property
+    def why(self) -> str:
+        """Nothing: it is alone."""
+        return ""
 
     def pause(self) -> None:
         """Let signals act."""

@@ -38,7 +38,8 @@ def merged(state: memoryview, n_pools: int, pool: int, n_last: int) -> memoryvie
     pieces = [state[:HEAD]]
     for cache in _caches(state[HEAD:], n_last):
         first, stop = NUMBER * (1 + pool), len(cache) - NUMBER * (n_pools - 1 - pool)
-        if stop < first + NUMBER or _numbers(cache[:first]) != [n_pools, *[0] * pool]:
+        is_so = stop >= first + NUMBER and _numbers(cache[:first]) == [n_pools, *[0] * pool]
+        if not is_so or any(_numbers(cache[stop:])):
             raise CacheError("llama.cpp writes cells in another form than is known here")
         pieces += [_bytes(1), cache[first:stop]]
     return _joined(pieces)

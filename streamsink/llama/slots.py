@@ -25,10 +25,16 @@ from streamsink.llama.weights import Weights
 
 APART = Verdict(
     "impossible",
-    "each stream of this engine has a pool of cells of its own, out of which llama.cpp copies no "
-    'sink (layout="unified" or "separate" does that)',
+    'llama.cpp copies no sink from one pool of cells to another (layout="unified" or "separate" '
+    "have no such bounds)",
 )
 """Why nothing is re-anchored in pools (llama-kv-cache.cpp: seq_cp)."""
+
+LAID_OUT = {
+    "pools": "a pool of cells for each stream",
+    "unified": "one pool of cells for all streams",
+    "separate": "a context for each stream",
+}
 
 
 class NativeHost:
@@ -294,7 +300,7 @@ class NativeHosts:
     why : str
         Why, as a clause.
     made_with : tuple
-        ``n_ctx``, settings, and whether sliding-window layers keep all cells.
+        ``n_ctx``, settings, and that sliding-window layers do not keep all cells.
 
     Raises
     ------
@@ -314,7 +320,7 @@ class NativeHosts:
     ) -> None:
         check_types(weights.traits, settings)
         self._weights = weights
-        self.layout, self.why = choose_layout(
+        self.layout, why = choose_layout(
             layout,
             n_streams,
             n_ctx,
@@ -323,7 +329,8 @@ class NativeHosts:
             weights.measured,
             int(llama.llama_model_size(weights.handle)),
         )
-        self.made_with = (n_ctx, settings, self.in_pools)
+        self.why = f"{LAID_OUT[self.layout]}: {why}"
+        self.made_with = (n_ctx, settings, False)  # a model with sliding windows shares no context
         self.hosts: list[NativeHost] = []
         self._lanes: NativeHost | None = None
         self._has_no_lanes = self.layout == "separate"
