@@ -60,8 +60,8 @@ def outcome(did: Did, stream: Stream) -> Any:
 
 
 def generated(n: int, n_taken: int) -> Did:
-    def did(stream: Stream) -> list[tuple[int, int, str, str | None]]:
-        steps = [
+    def did(stream: Stream) -> list[tuple[object, ...]]:
+        steps: list[tuple[object, ...]] = [
             (step.token, step.index, step.text, step.finish)
             for step in islice(stream.generate(n, ignore_eos=True), n_taken)
         ]
@@ -92,7 +92,7 @@ class EngineMachine(RuleBasedStateMachine):
             policy = SinkPolicy(
                 data.draw(st.integers(0, 6)),
                 data.draw(st.sampled_from([1, 2, 5, "half"])),
-                data.draw(st.sampled_from(placements)),  # type: ignore[arg-type]
+                data.draw(st.sampled_from(placements)),
                 slack=data.draw(st.integers(0, 20)),
             )
             backend = FakeBackend(N_CTX + n_lanes - 1, n_lanes, 16, self.hosts.capabilities)
@@ -181,7 +181,8 @@ class EngineMachine(RuleBasedStateMachine):
     def close(self, number: int) -> None:
         if 2 < len(self.pairs) > number:
             pair = self.pairs.pop(number)
-            pair.shared.close(), pair.alone.close()
+            pair.shared.close()
+            pair.alone.close()
 
     @rule()
     def same(self) -> None:
@@ -378,6 +379,29 @@ def test_a_cancelled_feed_ends_between_two_decodes(engine: Engine) -> None:
     assert 0 < stream.stats.index < len(TEXT)
     index = stream.stats.index
     assert stream.visible_tokens()[2:] == TEXT[:index][-(N_CTX - 2) :]
+
+
+def test_who_is_cancelled_lets_others_have_the_place() -> None:
+    """It waited for a place that it does not need any more."""
+    hosts = FakeHosts(1, N_CTX)
+    hosts.hosts[0].seconds = 0.0005
+    with Engine(hosts, N_CTX) as engine:
+        first, second, third = (engine.stream(SinkPolicy(2)) for _ in range(3))
+
+        async def cancelled() -> None:
+            feeding = asyncio.ensure_future(first.afeed(TEXT))
+            await asyncio.sleep(0.005)
+            waiting = asyncio.ensure_future(second.afeed(TEXT[:5]))
+            last = asyncio.ensure_future(third.afeed(TEXT[:5]))
+            await asyncio.sleep(0.01)
+            waiting.cancel()
+            assert await last == 5
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+            await feeding
+
+        asyncio.run(cancelled())
+        assert (first.stats.index, third.stats.index) == (len(TEXT), 5)
 
 
 def test_a_cancelled_generation_holds_what_was_yielded(engine: Engine) -> None:

@@ -94,8 +94,9 @@ def examine(path: Path, layout: LayoutName) -> Compared | str:
             )
             texts = _at_once(_said, shared) == [_said(one, at) for at, one in enumerate(alone)]
             forks = [shared[1].fork(), alone[1].fork()]
-            shared.append(forks[0]), alone.append(forks[1])
-            shared.pop(0).close(), alone.pop(0).close()
+            for streams, fork in zip((shared, alone), forks, strict=True):
+                streams.append(fork)
+                streams.pop(0).close()
             found = np.concatenate([found, _compared(_fed, shared, alone)])
         return Compared(found.size, float(found.max()), texts)
 

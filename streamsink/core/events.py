@@ -7,6 +7,8 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
+from streamsink.core.policy import Placement
+
 Finish: TypeAlias = Literal["eos", "stop", "grammar", "length"]
 
 
@@ -160,7 +162,7 @@ class Stats:
     rebases: int
     gap: int
     slack: int
-    placement: str
+    placement: Placement
     why: str
     feed_rate: float
     rate: float

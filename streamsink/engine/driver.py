@@ -125,6 +125,7 @@ class Driver(Carrier):
         if self.controller.state.is_shifting and self.context.capabilities.takes_back:
             yield from self.truncate(1)
             yield from self.advance()
+        yield AskPlace(self.context)
 
     def evict(self, n: int) -> Task[None]:
         """Take the oldest tokens out of the window; before the next decode the sink is seen to."""

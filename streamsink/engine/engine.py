@@ -24,11 +24,11 @@ from queue import Empty, SimpleQueue
 from streamsink.core.events import Event, Evicted
 from streamsink.core.policy import SinkPolicy
 from streamsink.engine.context import Host, Hosts, Slot
-from streamsink.engine.member import Member, Outcome, Ticket
+from streamsink.engine.member import Member, Outcome, Stopped, Ticket
 from streamsink.engine.pace import Pace
 from streamsink.engine.seating import Seating
 from streamsink.engine.stream import Stream
-from streamsink.engine.task import AskAside, AskLanes, AskPlace, Work, carry_out
+from streamsink.engine.task import Ask, AskAside, AskLanes, Work, carry_out
 from streamsink.errors import ClosedError, StreamsinkError, TornError
 from streamsink.system.closing import Closing
 
@@ -238,16 +238,13 @@ class Engine(Closing):
                 self._seating.comes_home(member)
                 return None
             if not self._seating.seats(member):
-                return None
-            if isinstance(request, AskPlace):
-                member.answer(True)
-            elif isinstance(request, AskLanes):
-                member.answer(self._seating.lanes_for(member))
-            elif isinstance(request, AskAside):
-                has_scratch = self._seating.scratch_for(member)
-                if has_scratch is None:
+                if not member.is_cancelled:
                     return None
-                member.answer(has_scratch)
+                self._seating.stops_waiting(member)
+                member.answer_error(Stopped())
+            elif isinstance(request, Ask):
+                if not self._grant(member, request):
+                    return None
             elif request.n_tokens:
                 return request
             else:
@@ -256,6 +253,20 @@ class Engine(Closing):
                     member.answer(True)
                 except BaseException as error:
                     member.answer_error(error)
+
+    def _grant(self, member: Member, request: Ask) -> bool:
+        """Answer a wish; False where it is to wait."""
+        seating, granted = self._seating, None
+        if isinstance(request, AskLanes):
+            granted = seating.lanes_for(member)
+        elif isinstance(request, AskAside):
+            granted = seating.scratch_for(member)
+        elif seating.may_give_out(member):
+            granted = True
+        if granted is None:
+            return False
+        member.answer(granted)
+        return True
 
     def _decode(self, host: Host, members: Sequence[Member]) -> None:
         """Carry out works that end with a decode in the same context."""

@@ -12,7 +12,7 @@ from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple, Protocol
 
 from streamsink.engine.context import Context, Slot
-from streamsink.engine.task import MakeRunner, Request, Stepper, T, Task, Work
+from streamsink.engine.task import Ask, MakeRunner, Request, Stepper, T, Task, Work
 from streamsink.errors import ClosedError
 
 POLL = 0.05
@@ -199,7 +199,7 @@ class Member:
 
     def pause(self) -> None:
         """End the task here if nobody waits for it any more."""
-        if self._running and self._running.is_cancelled:
+        if self.is_cancelled:
             raise Stopped
 
     def go_ahead(self) -> None:
@@ -217,6 +217,11 @@ class Member:
     def is_busy(self) -> bool:
         """Whether there is something to be done."""
         return self._task is not None or bool(self._waiting) or self._goes_ahead
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether nobody waits for its task any more."""
+        return self._running is not None and self._running.is_cancelled
 
     @property
     def work(self) -> Work:
@@ -271,7 +276,7 @@ class Member:
         self._plans_anew()
 
     def _plans_anew(self) -> None:
-        if self._request is not None:
+        if self._request is not None and not isinstance(self._request, Ask):
             self.answer(False)
 
     def end(self, error: BaseException, answers: deque[Callable[[], object]]) -> None:

@@ -62,15 +62,19 @@ class Seating:
         return True
 
     def _make_room(self, waited: float) -> None:
-        movable = [member for member in self._homes if self._may_leave(member)]
+        movable = [member for member in self._homes if self.may_give_out(member)]
         idle = [member for member in movable if not member.is_busy]
         if idle:
             self._park(min(idle, key=lambda member: self._used[member]))
         elif waited > TURN and movable:
             self._park(movable[0])
 
-    def _may_leave(self, member: Member) -> bool:
-        """Whether a stream's cells can be given out now, or are to be lost if they cannot."""
+    def stops_waiting(self, member: Member) -> None:
+        """Let others have the place that a stream waited for."""
+        self._waiting.pop(member, None)
+
+    def may_give_out(self, member: Member) -> bool:
+        """Whether a stream's cells can be given out now, or are not to be waited for."""
         host = member.slot.host
         return host is None or not host.shift_waits or self._is_stuck
 
@@ -104,7 +108,7 @@ class Seating:
 
     def _goes_aside(self, member: Member) -> bool:
         host = self._hosts.lanes_host()
-        if self._aside is not None or host is None or not self._may_leave(member):
+        if self._aside is not None or host is None or not self.may_give_out(member):
             return False
         self._leave(member)
         self._aside = member

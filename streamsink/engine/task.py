@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Generator
 from functools import wraps
-from typing import Any, Concatenate, NamedTuple, ParamSpec, Protocol, TypeAlias, TypeVar
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeAlias, TypeVar
 
 from streamsink.engine.context import Context, Part
 
@@ -41,28 +41,35 @@ class Work(Protocol):
         """Put right what is left after `begin` or the decode has raised."""
 
 
-class AskLanes(NamedTuple):
-    """A question instead of a work: how many lanes are there? Answered with their number."""
+class Ask:
+    """What a task may wish for instead of having a work done.
 
-    context: Context
+    Parameters
+    ----------
+    context : Context
+        The stream's.
+    """
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
 
 
-class AskAside(NamedTuple):
-    """A wish: to be where a head can be evaluated beside the stream; answered whether that is so.
+class AskLanes(Ask):
+    """To have lanes; answered with how many there are."""
+
+
+class AskAside(Ask):
+    """To be where a head can be evaluated beside the stream; answered whether that is so.
 
     In a pool of a stream's own there is no `SCRATCH`.
     """
 
-    context: Context
+
+class AskPlace(Ask):
+    """To have the cells at hand, no key waiting to be rotated: for what is no plan."""
 
 
-class AskPlace(NamedTuple):
-    """A wish instead of a work: to have the cells at hand, for what is neither plan nor decode."""
-
-    context: Context
-
-
-Request: TypeAlias = "Work | AskLanes | AskAside | AskPlace"
+Request: TypeAlias = Work | Ask
 Task: TypeAlias = Generator[Request, Any, T]
 
 
@@ -152,7 +159,7 @@ def answered(request: Request) -> Any:
     """Do alone what a task asks for, and return what it is to be sent."""
     if isinstance(request, AskLanes):
         return request.context.n_lanes
-    if not isinstance(request, AskPlace | AskAside):
+    if not isinstance(request, Ask):
         carry_out(request)
     return True
 
