@@ -19,6 +19,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from streamsink.core.events import Step
 from streamsink.core.policy import SinkPolicy
+from streamsink.engine import seating
 from streamsink.engine.engine import Engine
 from streamsink.engine.stream import Stream
 from streamsink.errors import (
@@ -255,6 +256,21 @@ def test_more_streams_than_places(engine: Engine) -> None:
         with Stream(FakeBackend(N_CTX), SinkPolicy(2, placement="rotate"), N_CTX) as alone:
             alone.feed(TEXT[at : at + 30])
             assert said(alone, 40) == text
+
+
+def test_those_who_wait_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Long prompts on one place: none has it until its end."""
+    monkeypatch.setattr(seating, "TURN", 0.01)
+    hosts = FakeHosts(1, N_CTX)
+    hosts.hosts[0].seconds = 0.0005
+    with Engine(hosts, N_CTX) as engine:
+        streams = [engine.stream(SinkPolicy(2)) for _ in range(3)]
+        at_once(*(lambda stream=stream: stream.feed(TEXT[:150]) for stream in streams))
+        assert sum(stream._context.n_moves for stream in streams) > 6  # type: ignore[attr-defined]
+        with Stream(FakeBackend(N_CTX), SinkPolicy(2, placement="rotate"), N_CTX) as alone:
+            alone.feed(TEXT[:150])
+            for stream in streams:
+                assert np.array_equal(stream.logits(), alone.logits())
 
 
 def test_a_failure_is_the_guilty_streams_alone(engine: Engine, hosts: FakeHosts) -> None:

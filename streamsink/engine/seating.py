@@ -34,15 +34,23 @@ class Seating:
         """Who has a place, the one that was given out first first."""
         self._used: dict[Member, float] = {}
         self._waiting: dict[Member, float] = {}
+        self._turned = 0.0
         self._aside: Member | None = None
         self._is_stuck = False
         self.has_decoded = True
         """Whether anything was decoded in the last step."""
 
     def begin_step(self) -> None:
-        """Look whether keys wait to be rotated though nobody decodes: they might for ever."""
+        """See to what is to be done before streams are asked for their works."""
+        # Keys may wait to be rotated though nobody decodes, and might for ever.
         waits = any(host.shift_waits for host in self._hosts.hosts)
         self._is_stuck = waits and not self.has_decoded
+        since, now = next(iter(self._waiting.values()), None), time.monotonic()
+        if since is not None and not self._free and now - max(since, self._turned) > TURN:
+            longest = next(filter(self.may_give_out, self._homes), None)
+            if longest is not None:
+                self._park(longest)
+                self._turned = now
 
     def seats(self, member: Member) -> bool:
         """Whether a stream has a place, or gets one now."""
@@ -52,7 +60,7 @@ class Seating:
             return True
         self._waiting.setdefault(member, now)
         if not self._free:
-            self._make_room(now - self._waiting[member])
+            self._make_room()
         if not self._free or next(iter(self._waiting)) is not member:
             return False
         del self._waiting[member]
@@ -61,13 +69,11 @@ class Seating:
         self._enter(member, *home)
         return True
 
-    def _make_room(self, waited: float) -> None:
-        movable = [member for member in self._homes if self.may_give_out(member)]
-        idle = [member for member in movable if not member.is_busy]
+    def _make_room(self) -> None:
+        """Put the cells of the stream into memory that was idle for longest, if one is."""
+        idle = [one for one in self._homes if not one.is_busy and self.may_give_out(one)]
         if idle:
             self._park(min(idle, key=lambda member: self._used[member]))
-        elif waited > TURN and movable:
-            self._park(movable[0])
 
     def stops_waiting(self, member: Member) -> None:
         """Let others have the place that a stream waited for."""
