@@ -18,7 +18,7 @@ from streamsink.engine.stream import Stream
 from streamsink.gguf.layout import MOST_STREAMS, LayoutName
 from streamsink.gguf.preflight import preflight
 from streamsink.gguf.reader import read_header
-from streamsink.gguf.settings import MOST_BATCH, CacheSettings
+from streamsink.gguf.settings import MOST_BATCH, CacheSettings, Threads
 from streamsink.registry.files import resolve
 from streamsink.system.checked import whole
 from streamsink.system.closing import Closing
@@ -139,8 +139,8 @@ class Model(Closing):
         *,
         n_batch: int = 512,
         n_lanes: int = 64,
-        threads: int | None = None,
-        threads_batch: int | None = None,
+        threads: Threads = "auto",
+        threads_batch: Threads = None,
         flash_attn: bool | None = None,
         rope_scaling: str | None = None,
         rope_scale: float = 1.0,
@@ -207,8 +207,8 @@ class Model(Closing):
         chunk: int | None = None,
         n_batch: int = 512,
         n_lanes: int = 64,
-        threads: int | None = None,
-        threads_batch: int | None = None,
+        threads: Threads = "auto",
+        threads_batch: Threads = None,
         flash_attn: bool | None = None,
         rope_scaling: str | None = None,
         rope_scale: float = 1.0,

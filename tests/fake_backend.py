@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from streamsink.core.capabilities import Capabilities
+from streamsink.core.events import Threads
 from streamsink.core.ledger import Span
 from streamsink.core.plan import MAIN
 from streamsink.core.sampling import Sampling
@@ -104,6 +105,7 @@ class FakeBackend:
         self.n_batch = n_batch
         self.max_output_rows = n_batch
         self.n_lanes = n_lanes
+        self.threads = Threads(1, 1)
         self.fail_at: set[int] = set()
         """Decodes, counted from 0, that fail without a reason."""
         self.n_decodes = 0

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeAlias
 
 from streamsink.core.capabilities import Capabilities
+from streamsink.core.events import Threads
 from streamsink.core.ledger import Span
 from streamsink.core.plan import MAIN
 from streamsink.core.sampling import Sampling
@@ -239,6 +240,10 @@ class FaultyBackend:
     @property
     def n_batch(self) -> int:
         return self.fake.n_batch
+
+    @property
+    def threads(self) -> Threads:
+        return self.fake.threads
 
     @property
     def max_output_rows(self) -> int:

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from streamsink.bench import memory, ppl, recall, speed, streams
+from streamsink.bench import busy, memory, ppl, recall, speed, streams
+from streamsink.bench.busy import BusySettings
 from streamsink.bench.memory import MemorySettings
 from streamsink.bench.ppl import Cell, Reading
 from streamsink.bench.recall_settings import RecallSettings
@@ -27,6 +28,7 @@ class Plan:
         What holds for all of them.
     speed : SpeedSettings or None
     streams : StreamsSettings or None
+    busy : BusySettings or None
     cells : tuple of Cell
         The grid of perplexities.
     reading : Reading
@@ -42,6 +44,7 @@ class Plan:
     recall: RecallSettings | None = None
     memory: MemorySettings | None = None
     streams: StreamsSettings | None = None
+    busy: BusySettings | None = None
 
     def tasks(self) -> list[Task]:
         """All measurements, in the order in which they are made."""
@@ -53,6 +56,8 @@ class Plan:
             yield from speed.tasks(self.speed)
         if self.streams:
             yield from streams.tasks(self.streams)
+        if self.busy:
+            yield from busy.tasks(self.busy)
         yield from ppl.tasks(self.cells, self.reading)
         if self.recall:
             yield from recall.tasks(self.recall)
@@ -85,6 +90,7 @@ class Plan:
                 streams=StreamsSettings(**_tuples(data["streams"]))
                 if data.get("streams")
                 else None,
+                busy=BusySettings(**_tuples(data["busy"])) if data.get("busy") else None,
             )
         except (KeyError, TypeError) as error:
             raise UsageError(f"--resume: the run's plan cannot be read: {error}") from None

@@ -19,6 +19,7 @@ TITLES = {
     "ppl": "Perplexity",
     "speed": "Speed",
     "streams": "Many streams",
+    "busy": "Beside others",
     "recall": "Recall",
     "memory": "Memory",
 }

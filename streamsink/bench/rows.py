@@ -82,6 +82,22 @@ def _first_token(first: dict[str, Any]) -> str:
     )
 
 
+def _busy(record: dict[str, Any]) -> list[Row]:
+    s, r = record["settings"], record["result"]
+    share = f"{r['share']:.3f} x ({r['share_q1']:.3f}-{r['share_q3']:.3f}) of {r['best']}"
+    return [
+        [
+            "" if at else f"{s['n_ctx']}, {s['case']}",
+            str(one["n"]),
+            f"{one['rate']:.1f}",
+            f"{one['rate_q1']:.1f}-{one['rate_q3']:.1f}",
+            f"{one['cpu_ms_per_token']:.2f}",
+            "" if at else share,
+        ]
+        for at, one in enumerate(r["threads"])
+    ]
+
+
 def _ppl(record: dict[str, Any]) -> list[Row]:
     s, r = record["settings"], record["result"]
     kept = 0 if s["policy"] == "window" else s["n_keep"]
@@ -147,6 +163,10 @@ KINDS: dict[str, tuple[tuple[str, ...], Callable[[dict[str, Any]], list[Row]]]] 
             "contexts / engine", "first token of a prompt of 1,000",
         ),
         _streams,
+    ),
+    "busy": (
+        ("n_ctx", "threads", "tok/s", "quartiles", "CPU ms/token", "auto / best fixed number"),
+        _busy,
     ),
     "ppl": (
         (

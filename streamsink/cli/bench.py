@@ -83,6 +83,9 @@ def speed(
         str | None,
         typer.Option(help="Numbers of streams, 1,4,8: time many at once instead, --ctx of each."),
     ] = None,
+    busy: Annotated[
+        bool, typer.Option("--busy", help="Time threads on auto beside other processes instead.")
+    ] = False,
     quick: Annotated[bool, typer.Option("--quick/--full", help="Two minutes, or seven.")] = False,
     *,
     run: RunOptions,
@@ -90,10 +93,15 @@ def speed(
     engine: EngineOptions,
 ) -> None:
     """Time a stream's evictions against decoding without any, on the same full cache."""
+    from streamsink.bench.busy import BusySettings
     from streamsink.bench.plan import Plan
     from streamsink.bench.speed import SpeedSettings
     from streamsink.bench.streams import StreamsSettings
 
+    if busy:
+        beside = BusySettings(_numbers("ctx", ctx or "256"), samples or (1 if quick else 3))
+        measure(context, model, Plan(setup(engine, cache), busy=beside), run)
+        return
     if streams is not None:
         many = StreamsSettings(
             _numbers("streams", streams),

@@ -247,4 +247,7 @@ class Conversation:
 
     def _status(self) -> str:
         stats = self._chat.stream.stats
-        return f"sees {sees(stats)} · {stats.evicted:,} forgotten · {stats.rate:.0f} tok/s"
+        said = f"sees {sees(stats)} · {stats.evicted:,} forgotten · {stats.rate:.0f} tok/s"
+        threads = stats.threads
+        given_up = f" · {threads.n} of {threads.n_max} threads: {threads.why}"
+        return said + given_up if threads.why else said

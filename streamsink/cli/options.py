@@ -13,7 +13,7 @@ from streamsink.core import policy as policies
 from streamsink.core.policy import SinkPolicy
 from streamsink.core.sampling import Sampling
 from streamsink.errors import UsageError
-from streamsink.gguf.settings import CacheSettings
+from streamsink.gguf.settings import CacheSettings, Threads
 from streamsink.registry.catalog import load_registry
 from streamsink.registry.entries import Entry
 from streamsink.registry.files import entry_for
@@ -127,10 +127,13 @@ class EngineOptions:
     """How llama.cpp computes."""
 
     threads: Annotated[
-        int | None, typer.Option(help="CPU threads; the physical cores without.")
+        str | None,
+        typer.Option(
+            help="CPU threads: N, or auto, the cores that nobody else uses.", show_default="auto"
+        ),
     ] = None
     threads_batch: Annotated[
-        int | None, typer.Option(help="CPU threads for batches; as --threads.")
+        str | None, typer.Option(help="CPU threads for batches: N or auto; as --threads without.")
     ] = None
     batch: Annotated[int, typer.Option(help="Most tokens in one decode.")] = 512
     gpu_layers: Annotated[
@@ -155,8 +158,8 @@ class EngineOptions:
                 "cache_type_k": cache and cache.cache_type_k,
                 "cache_type_v": cache and cache.cache_type_v,
                 "n_batch": self.batch,
-                "threads": self.threads,
-                "threads_batch": self.threads_batch,
+                "threads": threads_of("threads", self.threads),
+                "threads_batch": threads_of("threads-batch", self.threads_batch),
                 "flash_attn": self.flash_attn,
                 "rope_scaling": self.rope_scaling,
                 "rope_scale": self.rope_scale,
@@ -262,6 +265,13 @@ def discard_of(text: str) -> policies.Discard:
     if text in ("half", "turn", "sentence"):
         return cast(policies.Discard, text)
     return number("discard", text, "a number, 'half', 'turn' or 'sentence'")
+
+
+def threads_of(option: str, text: str | None) -> Threads:
+    """What ``--threads`` and ``--threads-batch`` mean."""
+    if text is None or text == "auto":
+        return cast(Threads, text)
+    return number(option, text, "a number or 'auto'")
 
 
 def number(option: str, text: str, possible: str = "a number") -> int:

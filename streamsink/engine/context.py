@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamsink.core.capabilities import Capabilities
+from streamsink.core.events import Threads
 from streamsink.core.ledger import Span
 from streamsink.core.plan import Cells, Rows
 from streamsink.core.sampling import Sampling
@@ -115,6 +116,10 @@ class Context(Cells, Protocol):
     @property
     def max_output_rows(self) -> int:
         """Most rows of logits that one decode may return."""
+
+    @property
+    def threads(self) -> Threads:
+        """CPU threads that decode single tokens, by now."""
 
     @property
     def n_lanes(self) -> int:

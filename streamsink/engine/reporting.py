@@ -35,6 +35,7 @@ class Reporting(Base):
                 why="; ".join(filter(None, (choice.why, self._runner.why))),
                 feed_rate=self._feeding.rate,
                 rate=self._generating.rate,
+                threads=self._driver.context.threads,
             )
 
     @call

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 from streamsink.errors import UsageError
 from streamsink.gguf.cache_types import CACHE_TYPES
 from streamsink.system.checked import real, truth, whole
 
+Threads: TypeAlias = "int | Literal['auto'] | None"
+"""A number of threads, or as many as there are cores that nobody else uses."""
 ROPE_SCALINGS = ("none", "linear", "yarn")  # llama.h: enum llama_rope_scaling_type
 MOST_BATCH = 2**16
 MOST_ROPE_SCALE = 1024
@@ -28,8 +31,12 @@ class CacheSettings:
     n_lanes : int
         Evictions that one decode may span while feeding (`streamsink.core.lanes`); each takes a
         spare cell, and 1 feeds token by token.
-    threads, threads_batch : int, optional
-        CPU threads for single tokens and for batches; the physical cores by default.
+    threads : int or "auto", optional
+        CPU threads. A number is kept. ``"auto"``, the default, and ``None`` mean the physical
+        cores, less those that others use: the number changes from decode to decode
+        (`streamsink.llama.governor`). Logits do not depend on it.
+    threads_batch : int or "auto", optional
+        CPU threads for batches of more than one token; ``None``, the default, means as ``threads``.
     flash_attn : bool, optional
         ``None`` leaves it to llama.cpp on a GPU and switches it off on a CPU, where it halves the
         speed of decoding (40 against 17.6 ms a token at 1,500 cells, SmolLM2-135M, 2 cores), but
@@ -49,8 +56,8 @@ class CacheSettings:
     cache_type_v: str = "f16"
     n_batch: int = 512
     n_lanes: int = 64
-    threads: int | None = None
-    threads_batch: int | None = None
+    threads: Threads = "auto"
+    threads_batch: Threads = None
     flash_attn: bool | None = None
     rope_scaling: str | None = None
     rope_scale: float = 1.0
@@ -66,9 +73,13 @@ class CacheSettings:
             "n_lanes": whole("lanes", self.n_lanes, 1, MOST_LANES),
             "rope_scale": real("rope-scale", self.rope_scale, 1, MOST_ROPE_SCALE),
         }
+        if self.threads is None:
+            checked["threads"] = "auto"
         for name, option in (("threads", "threads"), ("threads_batch", "threads-batch")):
-            if getattr(self, name) is not None:
-                checked[name] = whole(option, getattr(self, name), 1, MOST_THREADS)
+            if getattr(self, name) not in ("auto", None):
+                checked[name] = whole(
+                    option, getattr(self, name), 1, MOST_THREADS, "'auto' or a whole number"
+                )
         if self.flash_attn is not None:
             checked["flash_attn"] = truth("flash-attn", self.flash_attn)
         for name, value in checked.items():
@@ -89,6 +100,19 @@ class CacheSettings:
             raise UsageError(
                 "--rope-scaling linear or yarn and a --rope-scale above 1 go together: give both"
             )
+
+    def n_threads(self, n_usable: int) -> tuple[int, int]:
+        """Most threads for single tokens and for batches, where so many cores can be used."""
+        single = self.threads if isinstance(self.threads, int) else n_usable
+        if self.threads_batch is None:
+            return single, single
+        return single, n_usable if self.threads_batch == "auto" else self.threads_batch
+
+    @property
+    def governs(self) -> tuple[bool, bool]:
+        """Whether the threads for single tokens and for batches change."""
+        single = self.threads == "auto"
+        return single, single if self.threads_batch is None else self.threads_batch == "auto"
 
     @property
     def needs_flash(self) -> bool:

@@ -303,6 +303,8 @@ def _settings(llama: Llama) -> CacheSettings:
         names.get(int(params.type_v), "f16"),
         n_batch=min(int(params.n_batch), int(params.n_ubatch)),
         n_lanes=1,
+        threads=int(params.n_threads),
+        threads_batch=int(params.n_threads_batch),
         flash_attn=_FLASH.get(int(getattr(params, "flash_attn_type", 0))),
         rope_scaling=ROPE_SCALINGS[scaling] if stretched else None,
         rope_scale=1 / scale if stretched else 1.0,

@@ -11,6 +11,7 @@ import llama_cpp
 import llama_cpp.llama_cpp as llama
 
 from streamsink.core.capabilities import Capabilities, Verdict
+from streamsink.core.events import Threads
 from streamsink.core.plan import MAIN
 from streamsink.core.sampling import Sampling
 from streamsink.core.snapshot import CacheKey
@@ -75,7 +76,7 @@ class NativeContext(NativeCells):
         native = Native(
             weights,
             borrowed or made_context(weights, n_ctx, settings, swa_full=swa_full),
-            settings.n_batch,
+            settings,
             1 if borrowed else 1 + n_lanes,
             n_lanes=n_lanes,
             owned=not borrowed,
@@ -151,6 +152,11 @@ class NativeContext(NativeCells):
         """Most rows of logits that one decode may return."""
         row = 4 * self.tokenizer.n_tokens
         return max(1, min(self.n_batch, ROWS_BYTES // row))
+
+    @property
+    def threads(self) -> Threads:
+        """CPU threads that decode single tokens, by now."""
+        return self._native.threads.used
 
     @property
     def n_lanes(self) -> int:

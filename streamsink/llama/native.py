@@ -17,9 +17,11 @@ import numpy as np
 
 from streamsink.engine.context import Logits
 from streamsink.errors import ClosedError, DecodeError, TornError, UsageError
+from streamsink.gguf.settings import CacheSettings
 from streamsink.llama.batch import Batch
 from streamsink.llama.lane_probe import LaneOrder
 from streamsink.llama.library import Said, hearing
+from streamsink.llama.threads import NativeThreads
 from streamsink.llama.weights import Weights
 
 _REASONS = {
@@ -51,12 +53,14 @@ class Native:
         The model; it must stay open.
     handle : ctypes pointer
         The ``llama_context *``.
-    n_batch : int
-        Most tokens in one decode.
+    settings : CacheSettings
+        What it was made with.
     n_sequences : int
         Sequences that may be used.
     n_lanes : int
         Lanes that there is room for, 1 where there are none.
+    n_places : int
+        Streams that may each have a token in a batch.
     owned : bool
         Whether it is freed with this object, rather than by whoever made it.
 
@@ -68,6 +72,8 @@ class Native:
         How they work.
     shift_waits : bool
         Whether keys are to be rotated before the next decode.
+    threads : NativeThreads
+        How many threads decode.
     holders : sequence of Holder
         Whose rows the last decode has left.
     """
@@ -76,16 +82,18 @@ class Native:
         self,
         weights: Weights,
         handle: llama.llama_context_p,
-        n_batch: int,
+        settings: CacheSettings,
         n_sequences: int,
         *,
         n_lanes: int = 1,
+        n_places: int = 1,
         owned: bool = True,
     ) -> None:
         self.weights = weights
         self._handle: llama.llama_context_p | None = handle
         self._memory = llama.llama_get_memory(handle)
-        self.n_batch = min(n_batch, int(llama.llama_n_batch(handle)))
+        self.threads = NativeThreads(handle, settings, weights.load, offloads=weights.offloads)
+        self.n_batch = min(max(settings.n_batch, n_places), int(llama.llama_n_batch(handle)))
         self.n_sequences = n_sequences
         self.n_lanes_asked = n_lanes
         self.n_lanes: int | None = None
@@ -165,7 +173,7 @@ class Native:
         TornError
             Neither could be had.
         """
-        with self._hearing as said:
+        with self.threads, self._hearing as said:
             code = int(llama.llama_decode(self.handle, batch.native))
         # What was refused has not begun; all else begins with the shift that waits.
         if self.shift_waits and code != -1:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-
 import llama_cpp.llama_cpp as llama
-import psutil
 
 from streamsink.gguf.budget import flash_of, n_lanes_of
 from streamsink.gguf.cache_types import CACHE_TYPES
@@ -14,6 +11,7 @@ from streamsink.gguf.settings import ROPE_SCALINGS, CacheSettings
 from streamsink.gguf.traits import Traits
 from streamsink.llama import amx
 from streamsink.system.checked import whole
+from streamsink.system.cores import cores
 
 ALL_LAYERS = 999
 MOST_LAYERS = 2**31 - 1
@@ -66,8 +64,7 @@ def context_params(
     # llama.cpp reserves a row of logits for every sequence, and aborts the process where a batch
     # has no room for them (llama-context.cpp: output_reserve).
     params.n_batch = params.n_ubatch = max(settings.n_batch, params.n_seq_max)
-    params.n_threads = settings.threads or _cores()
-    params.n_threads_batch = settings.threads_batch or params.n_threads
+    params.n_threads, params.n_threads_batch = settings.n_threads(cores().n_usable)
     params.flash_attn_type = -1 if flash is None else int(flash)
     params.type_k = CACHE_TYPES[settings.cache_type_k].number
     params.type_v = CACHE_TYPES[settings.cache_type_v].number
@@ -78,9 +75,3 @@ def context_params(
     params.swa_full = swa_full
     params.no_perf = True
     return params
-
-
-def _cores() -> int:
-    """Physical cores that this process may use: hyper-threads slow llama.cpp down."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, min(psutil.cpu_count(logical=False) or 1, allowed or 1))

@@ -75,9 +75,10 @@ class NativeHost:
         self.native = Native(
             weights,
             made_context(weights, n_ctx, settings, swa_full=swa_full, places=places),
-            max(settings.n_batch, places.n),
+            settings,
             places.n_sequences(n_lanes),
             n_lanes=n_lanes,
+            n_places=places.n,
         )
 
     @property

@@ -20,6 +20,7 @@ from streamsink.llama.library import hearing
 from streamsink.llama.params import model_params
 from streamsink.llama.read_traits import TOLD, read_traits
 from streamsink.llama.tokenizer import NativeTokenizer
+from streamsink.system.cores import Load
 
 
 class Weights:
@@ -44,6 +45,9 @@ class Weights:
         What the model is like.
     measured : Measured
         What a trial found.
+    load : Load
+        How busy the machine is, looked at when the file began to be loaded: a stream's first decode
+        gives way too.
     fingerprint : str
         What tells the model from any other; see `streamsink.gguf.fingerprint`.
 
@@ -66,6 +70,7 @@ class Weights:
     ) -> None:
         self.path = path
         self.measured = measured
+        self.load = Load.begun()
         self._header = header = header or read_header(path)
         self._free: Callable[[], object]
         fingerprint = Fingerprint.of(header)
@@ -110,6 +115,7 @@ class Weights:
         """
         weights = object.__new__(cls)
         weights.path, weights.measured, weights.offloads = path, measured, offloads
+        weights.load = Load.begun()
         weights._header = header = read_header(path)
         _require_alike(handle, header)
         weights.fingerprint = Fingerprint.of(header).digest
