@@ -114,17 +114,22 @@ def test_two_governors_settle_on_a_core_each() -> None:
     assert machine.decode(20)[-500:] == [1] * 500
 
 
-@pytest.fixture
-def free(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two cores that nobody limits: the suite does."""
-    monkeypatch.setattr(native, "cores", lambda: Cores(2, 2, 2))
-
-
-def test_a_number_is_kept(model: Model, free: None) -> None:
+def test_a_number_is_kept(model: Model) -> None:
     for given, n in ((1, 1), (3, 3)):
         with model.stream(SinkPolicy(4), 64, threads=given) as stream:
             stream.feed(TOKENS)
             assert stream.stats.threads == (n, n, "")
+
+
+def test_a_tiny_model_has_one_thread(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    with model.stream(SinkPolicy(4), 64) as stream:
+        stream.feed(TOKENS)
+        assert stream.stats.threads == (1, 1, "")
+    monkeypatch.setattr(native, "TINY", 0)
+    monkeypatch.setattr(native, "cores", lambda: Cores(2, 2, 2))
+    with model.stream(SinkPolicy(4), 64, threads=2, threads_batch="auto") as stream:
+        stream.feed(TOKENS)
+        assert stream.stats.threads == (2, 2, "")
 
 
 def test_logits_do_not_depend_on_the_number_of_threads(model: Model) -> None:

@@ -92,7 +92,9 @@ class Native:
         self.weights = weights
         self._handle: llama.llama_context_p | None = handle
         self._memory = llama.llama_get_memory(handle)
-        self.threads = NativeThreads(handle, settings, weights.load, offloads=weights.offloads)
+        self.threads = NativeThreads(
+            handle, settings, weights.load, weights.n_bytes, offloads=weights.offloads
+        )
         self.n_batch = min(max(settings.n_batch, n_places), int(llama.llama_n_batch(handle)))
         self.n_sequences = n_sequences
         self.n_lanes_asked = n_lanes

@@ -328,7 +328,7 @@ class NativeHosts:
             weights.traits,
             settings,
             weights.measured,
-            int(llama.llama_model_size(weights.handle)),
+            weights.n_bytes,
         )
         self.why = f"{LAID_OUT[self.layout]}: {why}"
         self.made_with = (n_ctx, settings, False)  # a model with sliding windows shares no context

@@ -13,6 +13,9 @@ from streamsink.gguf.settings import CacheSettings
 from streamsink.llama.governor import Governor
 from streamsink.system.cores import Load, cores
 
+TINY = 8 * 2**20
+"""Bytes of a model of which a decode is over before a second thread has begun."""
+
 
 class NativeThreads:
     """Sets the threads of a context for each decode that is made in a ``with`` block of it.
@@ -26,6 +29,8 @@ class NativeThreads:
         Which of its numbers are to be kept.
     load : Load
         What others use, since it was looked at last.
+    n_bytes : int
+        Size of the weights.
     offloads : bool
         Whether layers are on a GPU.
     """
@@ -33,14 +38,27 @@ class NativeThreads:
     __slots__ = ("__weakref__", "_batch", "_context", "_governor", "_governs", "_n", "_n_max")
 
     def __init__(
-        self, context: llama.llama_context_p, settings: CacheSettings, load: Load, *, offloads: bool
+        self,
+        context: llama.llama_context_p,
+        settings: CacheSettings,
+        load: Load,
+        n_bytes: int,
+        *,
+        offloads: bool,
     ) -> None:
         self._context = context
         self._n = self._n_max = int(llama.llama_n_threads(context))
         self._batch = int(llama.llama_n_threads_batch(context))
         self._governs = settings.governs
         there = cores()
-        governs = any(self._governs) and there.n_usable > 1
+        if n_bytes < TINY:
+            self._n, self._batch = (
+                1 if is_auto else n
+                for is_auto, n in zip(self._governs, (self._n, self._batch), strict=True)
+            )
+            llama.llama_set_n_threads(context, self._n, self._batch)
+            self._n_max = self._n
+        governs = any(self._governs) and there.n_usable > 1 and n_bytes >= TINY
         spins = not offloads and os.environ.get("OMP_WAIT_POLICY", "").lower() != "passive"
         self._governor = Governor(there, copy(load), spins=spins) if governs else None
 

@@ -45,6 +45,8 @@ class Weights:
         What the model is like.
     measured : Measured
         What a trial found.
+    n_bytes : int
+        Size of the weights.
     load : Load
         How busy the machine is, looked at when the file began to be loaded: a stream's first decode
         gives way too.
@@ -127,6 +129,7 @@ class Weights:
         self, handle: llama.llama_model_p, names: Collection[str], lines: Sequence[str]
     ) -> None:
         self._handle: llama.llama_model_p | None = handle
+        self.n_bytes = int(llama.llama_model_size(handle))
         self.tokenizer = NativeTokenizer(handle)
         # Asked once: a context with YaRN by option changes the answers (llama_init_from_model).
         self.traits = read_traits(handle, self.tokenizer, self._header, names, lines)
