@@ -112,6 +112,7 @@ OPERATIONS: dict[str, Callable[[Stream], object]] = {
     "feed": lambda stream: stream.feed("more"),
     "score": lambda stream: stream.score("more"),
     "generate": lambda stream: list(stream.generate(2, sampling=GREEDY)),
+    "afeed": lambda stream: asyncio.run(stream.afeed("more")),
     "agenerate": awaited,
     "fork": Stream.fork,
     "repin": lambda stream: stream.repin("other"),
