@@ -9,7 +9,7 @@ from dataclasses import replace
 from streamsink.core.capabilities import Capabilities, Verdict
 from streamsink.core.ledger import Span
 from streamsink.engine.context import Host, Part, Slot
-from streamsink.errors import DecodeError
+from streamsink.errors import CacheError, DecodeError
 from tests.fake_backend import Abort, Cell, FakeBackend
 
 IN_POOLS = Verdict("impossible", "pools")
@@ -55,6 +55,7 @@ class FakeHost:
     def counts(self, n_parts: int) -> None:
         """Note a decode, and let it fail if it is to."""
         time.sleep(self.seconds)
+        self.shift_waits = False
         self.sizes.append(n_parts)
         if len(self.sizes) - 1 in self.fail_at:
             raise DecodeError("injected", -3)
@@ -93,8 +94,18 @@ class FakeSlot(FakeBackend):
         self.n_cells, self.n_lanes = host.n_cells, host.n_lanes
         self.n_moves += 1
 
+    def save(self) -> memoryview:
+        self._check_no_shift_waits()
+        return super().save()
+
+    def _check_no_shift_waits(self) -> None:
+        """Positions would be those after it, keys those before."""
+        if self._host and self._host.shift_waits:
+            raise CacheError("keys wait to be rotated")
+
     def leave(self) -> None:
         assert self._host
+        self._check_no_shift_waits()
         if any(cell.sequences != {0} for cell in self.cells):
             raise Abort("cells beside the stream's are left behind")
         del self._host.slots[self._place]
@@ -128,12 +139,15 @@ class FakeSlot(FakeBackend):
     def shift(self, seq: int, start: int, stop: int, delta: int) -> None:
         self._needs_place()
         super().shift(seq, start, stop, delta)
+        assert self._host
+        self._host.shift_waits = True
 
     def is_whole(self, spans: Sequence[Span]) -> bool:
         self._needs_place()
         return super().is_whole(spans)
 
     def fork(self) -> FakeSlot:
+        self._check_no_shift_waits()
         other = self._hosts.slot()
         other.cells = [replace(cell, sequences={0}) for cell in self._main()]
         return other

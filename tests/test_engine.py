@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from streamsink.core.events import Step
 from streamsink.core.policy import SinkPolicy
-from streamsink.engine import seating
+from streamsink.engine import seating, undo
 from streamsink.engine.engine import Engine
 from streamsink.engine.stream import Stream
 from streamsink.errors import (
@@ -363,6 +364,40 @@ def test_a_closed_stream_gives_its_place_up(engine: Engine, hosts: FakeHosts) ->
         with engine.stream(SinkPolicy(2)) as stream:
             stream.feed(TEXT[:5])
     assert not hosts.hosts[0].slots
+
+
+def test_so_does_a_dropped_one(engine: Engine, hosts: FakeHosts) -> None:
+    streams = [engine.stream(SinkPolicy(2)) for _ in range(3)]
+    for stream in streams:
+        said(stream, 3)
+    assert len(hosts.hosts[0].slots) == 3
+    del stream, streams
+    gc.collect()
+    last = engine.stream(SinkPolicy(2))  # what was dropped goes first
+    last.feed(TEXT[:3])
+    assert [*hosts.hosts[0].slots.values()] == [last._context]
+
+
+def test_a_transaction_that_loses_cells_is_undone_beside_shifts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A copy of the cells is made though others' keys wait to be rotated, again and again."""
+    monkeypatch.setattr(undo, "SHORT", 0)
+    with Engine(FakeHosts(2, N_CTX), N_CTX) as engine:
+        policy = SinkPolicy(2, 1, "rotate", slack=0)
+        stream, other = engine.stream(policy), engine.stream(policy)
+        stream.feed(TEXT[:60]), other.feed(TEXT[:60])
+        logits, visible = stream.logits(), stream.visible()
+
+        def undone() -> None:
+            for _ in range(20):
+                with suppress(KeyError), stream.transaction():
+                    stream.feed(TEXT[:200])
+                    raise KeyError
+
+        at_once(undone, lambda: said(other, 200))
+        assert stream.visible() == visible
+        assert np.array_equal(stream.logits(), logits)
 
 
 def test_event_loops(engine: Engine) -> None:

@@ -11,8 +11,9 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -154,7 +155,10 @@ def _tokens(n: int, seed: int, place: Place) -> list[int]:
 def _together(streams: Sequence[Stream], n: int, seed: int) -> Took:
     """Let all streams generate at once, each in a thread of its own."""
     wall, cpu = time.perf_counter(), time.process_time()
-    _at_once([partial(_generate, stream, n, seed) for stream in streams])
+    if len(streams) == 1:
+        _generate(streams[0], n, seed)
+    else:
+        _at_once([partial(_generate, stream, n, seed) for stream in streams])
     took = time.perf_counter() - wall, time.process_time() - cpu
     return Took(*took, n * len(streams))
 
@@ -165,11 +169,20 @@ def _generate(stream: Stream, n: int, seed: int) -> None:
 
 
 def _at_once(calls: Sequence[Callable[[], object]]) -> None:
-    threads = [threading.Thread(target=call) for call in calls]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    """Make calls, each in a thread of its own; the first error of theirs is raised."""
+    with _threads(calls) as under_way:
+        for call in under_way:
+            call.result()
+
+
+@contextmanager
+def _threads(calls: Sequence[Callable[[], object]]) -> Iterator[list[Future[object]]]:
+    """Calls under way. Whoever leaves with an error does not wait: closing an engine ends them."""
+    pool = ThreadPoolExecutor(max(1, len(calls)))
+    try:
+        yield [pool.submit(call) for call in calls]
+    finally:
+        pool.shutdown(wait=False)
 
 
 def _first_token(engine: Engine, others: Sequence[Stream], place: Place) -> dict[str, Any]:
@@ -204,17 +217,17 @@ def _first_token(engine: Engine, others: Sequence[Stream], place: Place) -> dict
             if is_over.is_set():
                 return
 
-    threads = [threading.Thread(target=listen, args=(at,)) for at in range(len(others))]
-    for thread in threads:
-        thread.start()
-    while not all(counts):
-        time.sleep(0.01)
-    n_before = sum(counts)
-    beside = seconds()
-    n_beside = sum(counts) - n_before
-    is_over.set()
-    for thread in threads:
-        thread.join()
+    with _threads([partial(listen, at) for at in range(len(others))]) as under_way:
+        try:
+            while not all(counts) and not any(call.done() for call in under_way):
+                time.sleep(0.01)
+            n_before = sum(counts)
+            beside = seconds()
+            n_beside = sum(counts) - n_before
+        finally:
+            is_over.set()
+        for call in under_way:
+            call.result()
     return {
         "alone_s": alone,
         "beside_s": beside,

@@ -25,7 +25,7 @@ from streamsink.errors import UsageError
 if TYPE_CHECKING:
     pass
 
-QUICK_CTX, FULL_CTX = 512, 2048
+QUICK_CTX, FULL_CTX, BUSY_CTX = 512, 2048, 256
 
 
 class _AllByDefault(TyperGroup):
@@ -71,13 +71,22 @@ def everything(
     measure(context, model, make(size, text.reading(quick=quick), setup(engine, cache)), run)
 
 
+def _check_together(given: dict[str, object]) -> None:
+    """Refuse options of which each asks for another measurement."""
+    named = [name for name, value in given.items() if value is not None]
+    if len(named) > 1:
+        raise UsageError(f"{' and '.join(named)} do not go together: give one of them")
+
+
 @app.command()
 @grouped
 def speed(
     context: typer.Context,
     model: ModelName = "",
     ctx: Annotated[str | None, typer.Option(help="Contexts; 512 quick, 2048 full.")] = None,
-    discard: Annotated[str, typer.Option(help="Evictions: N, half.")] = "1,8,64,half",
+    discard: Annotated[
+        str | None, typer.Option(help="Evictions: N, half.", show_default="1,8,64,half")
+    ] = None,
     samples: Annotated[int | None, typer.Option(help="Samples of each; 1 quick, 3 full.")] = None,
     streams: Annotated[
         str | None,
@@ -98,25 +107,25 @@ def speed(
     from streamsink.bench.speed import SpeedSettings
     from streamsink.bench.streams import StreamsSettings
 
+    _check_together({"--streams": streams, "--busy": busy or None, "--discard": discard})
+    if busy and engine.threads is not None:
+        raise UsageError("--busy tries every number of threads: drop --threads")
+    n_samples = samples if samples is not None else (1 if quick else 3)
+    plan: dict[str, Any]
     if busy:
-        beside = BusySettings(_numbers("ctx", ctx or "256"), samples or (1 if quick else 3))
-        measure(context, model, Plan(setup(engine, cache), busy=beside), run)
-        return
-    if streams is not None:
-        many = StreamsSettings(
-            _numbers("streams", streams),
-            _numbers("ctx", ctx or str(QUICK_CTX)),
-            samples if samples is not None else (1 if quick else 4),
-        )
-        measure(context, model, Plan(setup(engine, cache), streams=many), run)
-        return
-
-    settings = SpeedSettings(
-        n_ctx=_numbers("ctx", ctx or str(QUICK_CTX if quick else FULL_CTX)),
-        n_discard=tuple(_discard_of(part) for part in _parts(discard)),
-        samples=samples if samples is not None else (1 if quick else 3),
-    )
-    measure(context, model, Plan(setup(engine, cache), speed=settings), run)
+        plan = {"busy": BusySettings(_numbers("ctx", ctx or str(BUSY_CTX)), n_samples)}
+    elif streams is not None:
+        contexts = _numbers("ctx", ctx or str(QUICK_CTX))
+        plan = {"streams": StreamsSettings(_numbers("streams", streams), contexts, n_samples)}
+    else:
+        plan = {
+            "speed": SpeedSettings(
+                _numbers("ctx", ctx or str(QUICK_CTX if quick else FULL_CTX)),
+                tuple(_discard_of(part) for part in _parts(discard or "1,8,64,half")),
+                n_samples,
+            )
+        }
+    measure(context, model, Plan(setup(engine, cache), **plan), run)
 
 
 @app.command()

@@ -83,8 +83,9 @@ class Base(Closing):
             policy,
             self._news.append if on_evict or on_event else None,
         )
-        self._driver = Driver(context, self._controller, lambda: self._runner.pause())
+        self._driver = Driver(context, self._controller)
         self._runner = runner(self._driver, self._alone.deliver)
+        self._driver.pause = self._runner.pause
         self._feeding = Meter()
         self._generating = Meter()
         self._sampler: Sampler | None = None

@@ -10,7 +10,7 @@ from streamsink.core.ledger import Missing
 from streamsink.core.plan import MAIN, SCRATCH, Compact, Plan, Remove, Rows, Shift
 from streamsink.core.state import State
 from streamsink.engine.context import Context, Outputs, Part
-from streamsink.engine.task import Task
+from streamsink.engine.task import AskPlace, Task
 from streamsink.engine.undo import Undo
 from streamsink.errors import DecodeError, StreamsinkError, TornError
 
@@ -51,6 +51,11 @@ class Carrier:
         DecodeError, CacheError
             What the context says; the stream stands where `Controller.give_up` leads.
         """
+        if self.undo and plan.loses:
+            yield AskPlace(self.context)
+            if self.controller.state is not plan.base:  # the cells have been elsewhere meanwhile
+                return False
+            self.undo.will_lose(self.controller.n_pending)
         done: bool = yield CarryOut(self, plan, outputs)
         return done
 
@@ -171,8 +176,6 @@ class CarryOut:
     def begin(self) -> Part | None:
         """Note that the plan is under way, do its operations, return its rows."""
         carrier, plan = self._carrier, self._plan
-        if carrier.undo and plan.loses:
-            carrier.undo.will_lose(carrier.controller.n_pending)
         if not self._feeds:
             self._started = time.perf_counter()
         carrier.controller.begin(plan)

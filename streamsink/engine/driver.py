@@ -48,15 +48,17 @@ class Driver(Carrier):
         The stream's own.
     controller : Controller
         The stream's logic.
+
+    Attributes
+    ----------
     pause : callable
-        Called between two decodes of a long input, when nothing is half done; it may raise.
+        Called between two decodes of a long input, when nothing is half done; it may raise. Set by
+        whoever runs the stream's tasks.
     """
 
-    def __init__(
-        self, context: Context, controller: Controller, pause: Callable[[], object]
-    ) -> None:
+    def __init__(self, context: Context, controller: Controller) -> None:
         super().__init__(context, controller)
-        self._pause = pause
+        self.pause: Callable[[], object] = lambda: None
 
     # -- forward --------------------------------------------------------------------------------
 
@@ -380,4 +382,4 @@ class Driver(Carrier):
     def _pause_if_possible(self) -> None:
         """Let signals act where nothing is half done, or where what is done can be undone."""
         if self.undo is None or self.undo.is_possible:
-            self._pause()
+            self.pause()

@@ -40,7 +40,11 @@ class Engine(Closing):
 
     Streams are used like any other, each by one thread or task at a time: while one generates,
     others are fed. Of ``n_streams`` of them the cells are at hand; there may be more, whose cells
-    are put into memory and brought back as they take turns.
+    are put into memory and brought back as they take turns. A stream that is closed, or dropped,
+    gives up its place.
+
+    A token is decoded as soon as it is yielded, and not, as alone, when more is asked for: so a
+    policy that is changed between two tokens acts from the one after on.
 
     Parameters
     ----------
@@ -127,6 +131,10 @@ class Engine(Closing):
             if self._closed:
                 raise ClosedError(CLOSED)
             self._inbox.put(ticket)
+
+    def abandon(self, ticket: Ticket) -> None:
+        """Have a task run for which nobody waits, if anybody runs any; takes no lock."""
+        self._inbox.put(ticket)
 
     def wait(self) -> None:
         """Wait until the thread of a closed engine has ended."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -74,6 +75,9 @@ class Crew(Protocol):
     def wait(self) -> None:
         """Wait until a closed engine's thread has ended."""
 
+    def abandon(self, ticket: Ticket) -> None:
+        """Have a task run for which nobody waits, if anybody runs any; takes no lock."""
+
     def forget(self, member: Member) -> None:
         """Let go of a member, in the engine's thread or after that has ended."""
 
@@ -92,8 +96,9 @@ class Member:
         The stream's cells.
     driver : Stepper
         What the stream does with its plans.
-    deliver : callable
-        Lets signals act in the thread that has called.
+    deliver : bound method
+        Lets signals act in the thread that has called. It is the stream's, of which a member keeps
+        nothing alive: a stream that is dropped gives up its place.
 
     Attributes
     ----------
@@ -111,7 +116,7 @@ class Member:
         self.is_suspect = False
         self.is_generating = False
         self._crew = crew
-        self._deliver = deliver
+        self._deliver = weakref.WeakMethod(deliver, self._is_dropped)
         self._ticket: Ticket | None = None
         # What follows is the engine's thread's alone.
         self._waiting: deque[Ticket] = deque()
@@ -139,8 +144,10 @@ class Member:
                 result: T = replies.get(timeout=POLL if is_main else None).get()
                 return result
             except Empty:
+                deliver = self._deliver()
                 try:
-                    self._deliver()
+                    if deliver:
+                        deliver()
                 except BaseException:
                     ticket.is_cancelled = True
                     replies.get()
@@ -194,6 +201,15 @@ class Member:
             self._crew.forget(self)
 
         self.look(free_all)
+
+    def _is_dropped(self, _: object) -> None:
+        def task() -> Task[None]:
+            yield from ()
+            self.slot.close()
+            self._crew.forget(self)
+
+        # Garbage is collected anywhere, in the midst of whatever a thread does.
+        self._crew.abandon(Ticket(self, task(), lambda outcome: None))
 
     # -- for its tasks --------------------------------------------------------------------------
 
