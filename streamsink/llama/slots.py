@@ -1,4 +1,4 @@
-"""Many streams in llama.cpp contexts that they share, each in a place with sequences of its own."""
+"""Streams in llama.cpp contexts that they share: where the cells of each are, here or in memory."""
 
 from __future__ import annotations
 
@@ -10,17 +10,15 @@ import llama_cpp.llama_cpp as llama
 
 from streamsink.core.capabilities import Verdict
 from streamsink.core.plan import MAIN
-from streamsink.engine.context import Host, Outputs, Part, Slot
+from streamsink.engine.context import Host, Outputs
 from streamsink.errors import CacheError, MemoryBudgetError, ModelError
-from streamsink.gguf.budget import n_lanes_of
 from streamsink.gguf.layout import LayoutName, choose_layout
 from streamsink.gguf.places import ALONE, Places
 from streamsink.gguf.settings import CacheSettings
 from streamsink.gguf.traits import check_types
 from streamsink.llama import pooled
 from streamsink.llama.context import NativeContext
-from streamsink.llama.making import made_context
-from streamsink.llama.native import Native
+from streamsink.llama.host import NativeHost
 from streamsink.llama.weights import Weights
 
 APART = Verdict(
@@ -35,97 +33,6 @@ LAID_OUT = {
     "unified": "one pool of cells for all streams",
     "separate": "a context for each stream",
 }
-
-
-class NativeHost:
-    """A ``llama_context`` with places for streams; implements `streamsink.engine.context.Host`.
-
-    Parameters
-    ----------
-    weights : Weights
-        The model; it must stay open.
-    n_ctx : int
-        Live tokens that each place must hold.
-    settings : CacheSettings
-        As for `NativeContext`.
-    swa_full : bool
-        As for `NativeContext`.
-    places : Places
-        How many there are, and in how many pools.
-
-    Raises
-    ------
-    ModelError, MemoryBudgetError
-        As for `NativeContext`.
-    """
-
-    def __init__(
-        self,
-        weights: Weights,
-        n_ctx: int,
-        settings: CacheSettings,
-        *,
-        swa_full: bool,
-        places: Places = ALONE,
-    ) -> None:
-        self.n_places = places.n
-        self.n_pools = 1 if places.unified else places.n
-        n_lanes = n_lanes_of(n_ctx, settings, weights.traits, places)
-        self._n_each = places.n_sequences_each(n_lanes)
-        self.native = Native(
-            weights,
-            made_context(weights, n_ctx, settings, swa_full=swa_full, places=places),
-            settings,
-            places.n_sequences(n_lanes),
-            n_lanes=n_lanes,
-            n_places=places.n,
-        )
-
-    @property
-    def n_batch(self) -> int:
-        """Most tokens in one decode."""
-        return self.native.n_batch
-
-    @property
-    def has_scratch(self) -> bool:
-        """Whether each place has a `SCRATCH` beside its `MAIN`."""
-        return self._n_each > 1
-
-    @property
-    def shift_waits(self) -> bool:
-        """Whether keys are rotated with the next decode: until then, no cells are given out."""
-        return self.native.shift_waits
-
-    def base(self, place: int) -> int:
-        """The first sequence of a place."""
-        return place * self._n_each
-
-    def sequences(self, place: int) -> range:
-        """All sequences of a place."""
-        return range(self.base(place), self.base(place + 1))
-
-    def decode(self, parts: Sequence[tuple[Slot, Part]]) -> None:
-        """Decode for several streams at once, none of them in lanes."""
-        native, batch = self.native, self.native.batch
-        native.check_size(sum(len(part.rows.tokens) for _, part in parts))
-        here: list[tuple[int, NativeSlot, Part]] = []
-        for slot, part in parts:
-            assert isinstance(slot, NativeSlot)
-            here.append((slot.first_sequence, slot, part))
-        # llama.cpp computes together what is of sequences that follow one another
-        # (llama-batch.cpp: split_equal).
-        here.sort(key=lambda one: one[0])
-        native.make_way([slot for _, slot, _ in here])
-        batch.begin()
-        written, rows = [], []
-        for base, slot, (tokens, outputs) in here:
-            first, seq = batch.n_rows, base + tokens.seq
-            batch.add(tokens.tokens, tokens.pos, seq, outputs)
-            written.append((tokens.pos, (seq,)))
-            rows.append((slot, first, batch.n_rows - first, batch.n_tokens - 1))
-        native.decode(batch, written)
-        for slot, first, n, last in rows:
-            slot.has_rows(first, n, last)
 
 
 class NativeSlot(NativeContext):
