@@ -18,6 +18,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from streamsink.chat.chat import Chat as Chat
     from streamsink.chat.template import ChatTemplate as ChatTemplate
+    from streamsink.core.events import Aligned as Aligned
     from streamsink.core.events import Event as Event
     from streamsink.core.events import Evicted as Evicted
     from streamsink.core.events import Repinned as Repinned
@@ -38,6 +39,7 @@ _HOMES = {
     "Event": "core.events",
     "Evicted": "core.events",
     "Model": "model",
+    "Aligned": "core.events",
     "Repinned": "core.events",
     "Restored": "core.events",
     "Sampling": "core.sampling",

@@ -156,7 +156,7 @@ class CoreMachine(RuleBasedStateMachine):
             self.core.take([token_of(index)])
             assert self.core.n_pending == 1
             before = self.core.state
-            expected = self.core._planner.advance(before, self.core._tape, SINGLY)
+            expected = self.core._planner.advance(before, SINGLY)
             if not self.core.finds_run():
                 self.core.drop(index)
                 self.feed(1, None)

@@ -48,7 +48,7 @@ def shift(stream: Any, delta: int) -> None:
 
 
 DAMAGE: dict[str, Any] = {
-    "a visible token is another": lambda stream: stream._controller._tape.write(1, [49]),
+    "a visible token is another": lambda stream: stream._controller.state.tape.write(1, [49]),
     "the ends of ledger and cache differ": lambda stream: shift(stream, 1),
     "positions of ledger and cache differ": lambda stream: stream._context.remove(0, 9, 10),
     "a token is not in the stream": lambda stream: stream._controller.take([5]),

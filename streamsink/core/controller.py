@@ -11,11 +11,13 @@ No engine, no lock, no I/O. Whoever has a context carries plans out::
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Sequence
 
 from streamsink.core import lanes, moves
 from streamsink.core.events import Event
-from streamsink.core.ledger import Ledger
+from streamsink.core.ledger import Ledger, Segment
+from streamsink.core.matching import Passage
 from streamsink.core.pinned import Pinned
 from streamsink.core.plan import Plan
 from streamsink.core.planner import Grant, Planner
@@ -23,6 +25,7 @@ from streamsink.core.policy import SinkPolicy
 from streamsink.core.snapshot import Piece, Snapshot
 from streamsink.core.standing import Standing
 from streamsink.core.state import State
+from streamsink.core.tape import Tape, packed
 
 
 class Controller(Standing):
@@ -52,7 +55,9 @@ class Controller(Standing):
         pinned = Pinned()
         n_keep = pinned.n_keep(policy, Ledger())
         choice = planner.choose(policy, n_keep)
-        super().__init__(planner, State(policy, pinned, choice, Ledger(n_keep=n_keep)), report)
+        super().__init__(
+            planner, State(policy, pinned, choice, Tape(), Ledger(n_keep=n_keep)), report
+        )
 
     @property
     def n_ctx(self) -> int:
@@ -75,11 +80,11 @@ class Controller(Standing):
         """Take tokens in: they are pending until a plan has decoded them."""
         run = self._run
         if run:
-            self._tape.write(run.n_given, tokens)
+            self._state.tape.write(run.n_given, tokens)
             run.n_given += len(tokens)
         else:
             n_given = self._state.n_given
-            self._tape.write(n_given, tokens)
+            self._state.tape.write(n_given, tokens)
             self._state = self._state.but(n_given=n_given + len(tokens))
 
     def drop(self, index: int) -> None:
@@ -124,14 +129,16 @@ class Controller(Standing):
         """Forget everything but the policy; cells are cleared before the next token."""
         state = self._here()
         pinned = Pinned(n_system=state.pinned.n_system)
-        fresh = State(state.policy, pinned, state.choice, Ledger(n_keep=state.ledger.n_keep))
+        fresh = State(
+            state.policy, pinned, state.choice, Tape(), Ledger(n_keep=state.ledger.n_keep)
+        )
         self._state = fresh.without_cells()
 
     # -- plans ----------------------------------------------------------------------------------
 
     def plan(self, grant: Grant) -> Plan:
         """The next step on the way to having all pending tokens decoded; see `is_done`."""
-        return self._planner.advance(self._here(), self._tape, grant)
+        return self._planner.advance(self._here(), grant)
 
     @property
     def uses_lanes(self) -> bool:
@@ -141,7 +148,7 @@ class Controller(Standing):
     def plan_settling(self, n_batch: int) -> Plan | None:
         """The next step on the way to cells that are the ledger's and no others; None there."""
         state = self._here()
-        return lanes.take_down(state) if state.lanes else moves.rebuild(state, self._tape, n_batch)
+        return lanes.take_down(state) if state.lanes else moves.rebuild(state, n_batch)
 
     def plan_eviction(self, n: int, *, protected: int = 0) -> Plan:
         """Take the oldest tokens out of the window, though there is room.
@@ -181,7 +188,7 @@ class Controller(Standing):
             Index of the first of them.
         """
         _, index = self.ledger.splice(at, n, len(tokens))
-        self._tape.write(index, tokens)
+        self._state.tape.write(index, tokens)
         plan = moves.splice(self._here(), at, n, len(tokens), self._planner.able, exact=exact)
         then = plan.then.but(
             policy=under.policy,
@@ -191,24 +198,86 @@ class Controller(Standing):
         )
         return Plan(plan.base, then, plan.ops, back=plan.back), index
 
+    def forgotten(self, index: int) -> tuple[array[int], int]:
+        """Ids of the tokens before an index that cannot be seen, and how many before are unknown.
+
+        Those of a prefix that was swapped are among them, though they were never forgotten.
+        """
+        state = self.state
+        past = state.tape.newest(index)
+        before = (part for part in state.ledger.indices if part.start < index)
+        seen = max(0, *(min(part.stop, index) for part in before), 0)
+        n_seen = max(0, seen - (index - len(past)))
+        return past[n_seen:], max(0, index - len(past) - seen)
+
+    def plan_keeping(
+        self,
+        history: Sequence[int],
+        n_head: int,
+        kept: Sequence[Passage],
+        start: int,
+        *,
+        same_prefix: bool,
+        anew: bool,
+    ) -> Plan:
+        """Keep passages of a history alone, and number all tokens as the history does.
+
+        Parameters
+        ----------
+        history : sequence of int
+            Its ids as far as the stream is to hold it.
+        n_head : int
+            The oldest live tokens that stay, the pinned ones among them.
+        kept, start, anew
+            As for `moves.keep`.
+        same_prefix : bool
+            Whether the history begins with the pinned prefix.
+        """
+        state = self._here()
+        pinned, ledger = state.pinned, state.ledger
+        n_prefix = ledger.n_pinned - pinned.n_spans
+        tape = Tape.of(history, n_head)
+        head: list[Segment] = []
+        n, index = 0, 0
+        apart = min(0, *(part.index for part in ledger.segments)) - n_prefix
+        for part in ledger.divided(n_head)[0]:
+            if n_prefix <= n < ledger.n_pinned:  # a span, which repeats what stands elsewhere
+                new = part.index
+            elif n < n_prefix and not same_prefix:
+                new = apart + n
+            else:
+                new, index = index, index + part.n
+            head.append(Segment(new, part.pos, part.n))
+            if new < 0:
+                tape.write(new, state.tape.read(range(part.index, part.stop)))
+            n += part.n
+        return moves.keep(state, head, kept, start, tape, anew=anew)
+
+    def number_prefix(self, n: int) -> None:
+        """Number the ``n`` oldest tokens, which have come last, as those that begin the stream."""
+        state = self._here()
+        self.settle_on(state.but(ledger=state.ledger.numbered(n, 0)))
+
     # -- as plain data --------------------------------------------------------------------------
 
     def snapshot(self) -> Snapshot:
         """Where the stream stands, its cells aside."""
         state, ledger = self.state, self.ledger
+        tape = state.tape
         return Snapshot(
             self.n_ctx,
             state.policy,
             ledger.n_keep,
             ledger.next_index,
             tuple(
-                Piece(part.index, part.pos, tuple(self._tape.read(range(part.index, part.stop))))
+                Piece(part.index, part.pos, tuple(tape.read(range(part.index, part.stop))))
                 for part in ledger.segments
             ),
             tuple(self.pending()),
             state.pinned,
             state.boundaries,
             state.counters,
+            packed(tape.newest(ledger.segments[-1].index if ledger.segments else 0)),
         )
 
     def go_back_to(self, snapshot: Snapshot) -> None:
@@ -216,9 +285,9 @@ class Controller(Standing):
 
         What was truncated of before that moment too is pending again.
         """
-        self._write(snapshot)
         self.settle_on(
             self.adopted(snapshot.policy, snapshot.pinned, snapshot.n_keep).but(
+                tape=snapshot.tape(),
                 n_given=snapshot.index,
                 boundaries=snapshot.boundaries,
                 counters=snapshot.counters,
@@ -241,19 +310,14 @@ class Controller(Standing):
             That policy is not for this model.
         """
         choice = self._planner.choose(policy or snapshot.policy, snapshot.n_keep)
-        self._write(snapshot)
         state = State(
             snapshot.policy,
             snapshot.pinned,
             choice,
+            snapshot.tape(),
             snapshot.ledger,
             snapshot.index,
             snapshot.boundaries,
             snapshot.counters,
         )
         self.settle_on(state if with_cells else state.without_cells())
-
-    def _write(self, snapshot: Snapshot) -> None:
-        for piece in snapshot.pieces:
-            self._tape.write(piece.index, piece.tokens)
-        self._tape.write(snapshot.n_tokens, snapshot.pending)

@@ -56,12 +56,12 @@ class Event:
 
     Attributes
     ----------
-    kind : {"evict", "reanchor", "rotate", "rebase", "repin", "save", "restore"}
+    kind : {"evict", "reanchor", "rotate", "rebase", "repin", "align", "save", "restore"}
         What happened.
     index : int
         Index of the first token concerned; for all but ``evict`` the index of the next token.
     n_tokens : int
-        Tokens evicted, evaluated again, moved or saved.
+        Tokens evicted, evaluated again, moved, taken out or saved.
     ms : float
         Milliseconds it took; what a ``rotate`` costs falls to the next decode and is not in it.
     tokens : tuple of int
@@ -71,7 +71,7 @@ class Event:
         filled the window.
     """
 
-    kind: Literal["evict", "reanchor", "rotate", "rebase", "repin", "save", "restore"]
+    kind: Literal["evict", "reanchor", "rotate", "rebase", "repin", "align", "save", "restore"]
     index: int
     n_tokens: int
     ms: float
@@ -121,6 +121,37 @@ class Repinned:
     n_evicted: int
     ms: float
     start: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Aligned:
+    """What making a stream's tokens those of an edited history came to.
+
+    Attributes
+    ----------
+    n_kept : int
+        Visible tokens that stay.
+    n_taken_out : int
+        Visible tokens that the history does not hold, or holds behind something new.
+    n_forgotten : int
+        Tokens of the history that the stream does not see and that were not fed again.
+    n_new : int
+        Tokens that were fed: from the first one on that is new.
+    n_again : int
+        Tokens that stay, or were forgotten, and were evaluated again all the same.
+    why : str
+        Why so many were, as a clause; empty for 0.
+    ms : float
+        Milliseconds it took.
+    """
+
+    n_kept: int
+    n_taken_out: int
+    n_forgotten: int
+    n_new: int
+    n_again: int
+    why: str
+    ms: float
 
 
 class Threads(NamedTuple):

@@ -92,6 +92,12 @@ class Ledger(msgspec.Struct, frozen=True, gc=False):
     missing: Missing = Missing.NOTHING
     n_ready: int = 0
 
+    @classmethod
+    def of(cls, segments: Sequence[Segment], n_keep: int) -> Ledger:
+        """The ledger of segments that hold all that is live, with the newest token at the end."""
+        n_live = sum(part.n for part in segments)
+        return cls(_joined(segments), segments[-1].stop, n_live, n_keep)
+
     # -- what there is --------------------------------------------------------------------------
 
     @property
@@ -219,9 +225,14 @@ class Ledger(msgspec.Struct, frozen=True, gc=False):
         window = self.segments[-1]
         if self.n_live - window.n == self.n_keep:  # they are of the window, as nearly always
             return (Segment(window.index, window.pos, min(n, window.n)),)
-        _, rest = self._divided(self.n_pinned)
+        _, rest = self.divided(self.n_pinned)
         first, _ = _divide(rest, n)
         return tuple(part for part in first if part.n)
+
+    def divided(self, n: int) -> tuple[list[Segment], list[Segment]]:
+        """The first ``n`` tokens, and the others, the window among these though it be empty."""
+        head, rest = _divide(self.segments, n)
+        return head, rest or [Segment(self.next_index, self.next_pos, 0)]
 
     # -- moves ----------------------------------------------------------------------------------
 
@@ -242,7 +253,7 @@ class Ledger(msgspec.Struct, frozen=True, gc=False):
         *before, window = self.segments
         if self.n_live - window.n == self.n_keep and n < window.n:
             return self._with((*before, window.without_first(n)), -n, 0)
-        head, rest = self._divided(self.n_pinned)
+        head, rest = self.divided(self.n_pinned)
         end = rest[-1].without_first(rest[-1].n)  # an emptied window stays
         _, rest = _divide(rest, n)
         return self._with((*head, *(rest or [end])), -n, 0)
@@ -260,7 +271,7 @@ class Ledger(msgspec.Struct, frozen=True, gc=False):
         int
             Index of the first token entered.
         """
-        before, rest = self._divided(at)
+        before, rest = self.divided(at)
         gone, after = _divide(rest, n)
         after = after or [Segment(self.next_index, self.next_pos, 0)]
         index = min(0, *(part.index for part in self.segments)) - n_new
@@ -308,6 +319,15 @@ class Ledger(msgspec.Struct, frozen=True, gc=False):
         """Note which cells are missing."""
         return msgspec.structs.replace(self, missing=missing, n_ready=n_ready)
 
+    def numbered(self, n: int, index: int) -> Ledger:
+        """Give the ``n`` oldest tokens other indices, from ``index`` on."""
+        first, rest = self.divided(n)
+        again: list[Segment] = []
+        for part in first:
+            again.append(Segment(index, part.pos, part.n))
+            index += part.n
+        return self._at(_joined((*again, *rest)))
+
     # -- how ------------------------------------------------------------------------------------
 
     def _with(self, segments: tuple[Segment, ...], more_live: int, more: int) -> Ledger:
@@ -322,11 +342,6 @@ class Ledger(msgspec.Struct, frozen=True, gc=False):
 
     def _at(self, segments: tuple[Segment, ...]) -> Ledger:
         return self._with(segments, 0, 0)
-
-    def _divided(self, n: int) -> tuple[list[Segment], list[Segment]]:
-        """The first ``n`` tokens, and the others, the window among these though it be empty."""
-        head, rest = _divide(self.segments, n)
-        return head, rest or [Segment(self.next_index, self.next_pos, 0)]
 
 
 def _divide(parts: Sequence[Segment], n: int) -> tuple[list[Segment], list[Segment]]:
@@ -347,3 +362,15 @@ def _in_a_row(parts: Sequence[Segment], pos: int) -> list[Segment]:
         placed.append(part.at(pos))
         pos += part.n
     return placed
+
+
+def _joined(parts: Sequence[Segment]) -> tuple[Segment, ...]:
+    """The same segments, of which those are one that are neighbours in the stream and the cache."""
+    joined: list[Segment] = []
+    for part in parts:
+        last = joined[-1] if joined else None
+        if last and last.n and (last.stop, last.end) == (part.index, part.pos):
+            joined[-1] = Segment(last.index, last.pos, last.n + part.n)
+        else:
+            joined.append(part)
+    return tuple(joined)

@@ -14,6 +14,7 @@ from msgspec.structs import replace
 
 from streamsink.core.capabilities import Capabilities
 from streamsink.core.ledger import Ledger, Missing, Segment
+from streamsink.core.matching import Passage
 from streamsink.core.plan import (
     MAIN,
     SCRATCH,
@@ -33,20 +34,20 @@ from streamsink.core.tape import Tape
 # -- what is missing ------------------------------------------------------------------------------
 
 
-def rebuild(state: State, tape: Tape, n_batch: int) -> Plan | None:
+def rebuild(state: State, n_batch: int) -> Plan | None:
     """Evaluate the next of the missing tokens; of all tokens the newest is decoded last."""
     ledger = state.ledger
     if ledger.missing is Missing.NOTHING:
         return None
     if ledger.missing is Missing.ALL:
-        return _rebuild_all(state, tape, n_batch)
-    return _rebuild_head(state, tape, n_batch)
+        return _rebuild_all(state, n_batch)
+    return _rebuild_head(state, n_batch)
 
 
-def _rebuild_all(state: State, tape: Tape, n_batch: int) -> Plan:
+def _rebuild_all(state: State, n_batch: int) -> Plan:
     """From position 0 on; what the window remembered of tokens long evicted is gone."""
     ledger = state.ledger
-    tokens = tape.read(*ledger.indices)[ledger.n_ready :][:n_batch]
+    tokens = state.tape.read(*ledger.indices)[ledger.n_ready :][:n_batch]
     n_ready = ledger.n_ready + len(tokens)
     done = n_ready == ledger.n_live
     if done:
@@ -71,7 +72,7 @@ def _rebuild_all(state: State, tape: Tape, n_batch: int) -> Plan:
     )
 
 
-def _rebuild_head(state: State, tape: Tape, n_batch: int) -> Plan:
+def _rebuild_head(state: State, n_batch: int) -> Plan:
     """In a sequence of its own, right below the window; it then joins the window's.
 
     The old head leaves first: its cells are the ones that the new head takes, so that the cache
@@ -91,7 +92,7 @@ def _rebuild_head(state: State, tape: Tape, n_batch: int) -> Plan:
         # All that stands below the window goes, also what an attempt that failed has left there.
         below = Remove(MAIN, 0, ledger.segments[-1].pos)
         ops = (below, Remove(SCRATCH, 0, -1))
-    tokens = tape.read(*ledger.indices[:-1])[ledger.n_ready :][:n_batch]
+    tokens = state.tape.read(*ledger.indices[:-1])[ledger.n_ready :][:n_batch]
     n_ready = ledger.n_ready + len(tokens)
     return Plan(
         state,
@@ -196,6 +197,76 @@ def truncate(state: State, n: int) -> Plan:
     return Plan(state, state.but(ledger=after, has_logits=False), ops, back=ops)
 
 
+def keep(
+    state: State,
+    head: Sequence[Segment],
+    kept: Sequence[Passage],
+    start: int,
+    tape: Tape,
+    *,
+    anew: bool,
+) -> Plan:
+    """Of the tokens behind the head keep some passages, as neighbours, and number all anew.
+
+    What stood before the first of them leaves as in an eviction. What follows another gap moves
+    down, all of it in one K-shift.
+
+    Parameters
+    ----------
+    head : sequence of Segment
+        The tokens before them, at the positions that they have, with the indices that they get.
+    kept : sequence of Passage
+        In order; ``old`` counts from the first token behind the head.
+    start : int
+        Index that the first of those kept gets, or the next token if there is none.
+    tape : Tape
+        The ids by these indices.
+    anew : bool
+        What stays is evaluated again: nothing can be taken out of this cache.
+    """
+    ledger = state.ledger
+    n_head = sum(part.n for part in head)
+    _, (*_, window) = ledger.divided(n_head)
+    ops: list[Op] = []
+    n_kept, at, gap = 0, 0, 0
+    first = window.pos + kept[0].old if kept else max((part.end for part in head), default=0)
+    for one in kept:
+        old = window.pos + one.old
+        if one.old > at:
+            ops.append(Remove(MAIN, window.pos + at, old))
+            gap = one.old - n_kept - kept[0].old
+        if gap:
+            ops.append(Shift(MAIN, old, old + one.n, -gap))
+        n_kept += one.n
+        at = one.old + one.n
+    if window.n > at:
+        ops.append(Remove(MAIN, window.pos + at, -1))
+    after = Ledger.of((*head, Segment(start, first, n_kept)), ledger.n_keep)
+    then = state.but(
+        tape=tape,
+        ledger=after,
+        n_given=after.next_index,
+        boundaries=_followed(state.boundaries, window.index, kept, start),
+        has_logits=state.has_logits and not ops,
+        is_shifting=state.is_shifting or gap > 0,
+    )
+    told = (Happened("align", ledger.n_live - after.n_live),) if ops else ()
+    lost = Plan(state, then.without_cells(), told=told)
+    return lost if anew and ops else Plan(state, then, tuple(ops), None, (), lambda: lost, told)
+
+
+def _followed(
+    boundaries: Sequence[int], first: int, kept: Sequence[Passage], start: int
+) -> tuple[int, ...]:
+    """Where boundaries are when passages, counted from an index, have become neighbours."""
+    moved: list[int] = []
+    for one in kept:
+        here = (place - first - one.old for place in boundaries)
+        moved += (start + place for place in here if 0 <= place <= one.n)
+        start += one.n
+    return tuple(sorted(set(moved)))
+
+
 def splice(state: State, at: int, n: int, n_new: int, able: Capabilities, *, exact: bool) -> Plan:
     """Swap ``n`` of the oldest tokens, after the first ``at``, for others, evaluated thereafter.
 
@@ -265,6 +336,7 @@ def take_in(
         state.policy,
         state.pinned,
         state.choice,
+        state.tape,
         ledger.append(len(tokens)),
         state.n_given,
         boundaries,

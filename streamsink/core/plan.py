@@ -135,7 +135,7 @@ class Happened(msgspec.Struct, frozen=True):
         Whether an eviction ended within a turn or a sentence, though it should not.
     """
 
-    kind: Literal["evict", "reanchor", "rotate", "rebase", "repin"]
+    kind: Literal["evict", "reanchor", "rotate", "rebase", "repin", "align"]
     n_tokens: int
     gone: range = range(0)
     cut: bool = False

@@ -11,9 +11,8 @@ from streamsink.core.ledger import Missing
 from streamsink.core.placement import Choice, choose
 from streamsink.core.plan import Plan
 from streamsink.core.policy import WHOLES, SinkPolicy, next_chunk
-from streamsink.core.run import Run
+from streamsink.core.run import LONGEST, Run
 from streamsink.core.state import State
-from streamsink.core.tape import ROOM, Tape
 from streamsink.errors import CapabilityError
 
 LEAST_QUEUE = 4
@@ -85,13 +84,13 @@ class Planner:
             )
         return choice
 
-    def advance(self, state: State, tape: Tape, grant: Grant) -> Plan:
+    def advance(self, state: State, grant: Grant) -> Plan:
         """The next step on the way to having all pending tokens decoded."""
         if not state.n_pending:
             return lanes.take_down(state)
-        plan = self._put_right(state, tape, grant)
+        plan = self._put_right(state, grant)
         if plan is None:
-            return self._feed(state, tape, grant)
+            return self._feed(state, grant)
         return lanes.take_down(state) if state.lanes else plan
 
     def run(self, state: State) -> Run | None:
@@ -114,14 +113,14 @@ class Planner:
             n_steps = left
         elif left < 0:
             return None
-        n_steps = min(n_steps, self.rebase_at + 1 - ledger.next_pos, ROOM)
+        n_steps = min(n_steps, self.rebase_at + 1 - ledger.next_pos, LONGEST)
         return Run(state, n_steps, evicts=evicts) if n_steps > 0 else None
 
-    def _put_right(self, state: State, tape: Tape, grant: Grant) -> Plan | None:
+    def _put_right(self, state: State, grant: Grant) -> Plan | None:
         """What comes before the next token, though it made no room."""
         ledger = state.ledger
         if ledger.missing is not Missing.NOTHING:
-            return moves.rebuild(state, tape, grant.n_batch)
+            return moves.rebuild(state, grant.n_batch)
         if ledger.next_pos > self.rebase_at:
             span = self.n_ctx + state.choice.slack + grant.n_batch
             plan = moves.rebase(state, self.able, max(self.rebase_at, 2 * span))
@@ -131,7 +130,7 @@ class Planner:
             return moves.close_gap(state) or moves.compact(state)
         return moves.close_gap(state)
 
-    def _feed(self, state: State, tape: Tape, grant: Grant) -> Plan:
+    def _feed(self, state: State, grant: Grant) -> Plan:
         """Decode pending tokens, an eviction before them where the window is full."""
         ledger, n_waiting = state.ledger, state.n_given - state.ledger.next_index
         n, n_out, cut = 1, 0, False
@@ -145,10 +144,10 @@ class Planner:
             n_discard, _ = self._n_discard(state)
             n = self._n_next(state, n_discard, grant)
             if n > self.n_ctx - ledger.n_live:
-                return lanes.feed(state, _next(state, tape, n), n_discard)
+                return lanes.feed(state, _next(state, n), n_discard)
         if state.lanes:
             return lanes.take_down(state)
-        tokens = _next(state, tape, n)
+        tokens = _next(state, n)
         ends: list[int] = []
         if state.policy.n_discard == "sentence":
             after = enumerate(tokens, ledger.next_index + 1)
@@ -199,7 +198,7 @@ class Planner:
         return size, True
 
 
-def _next(state: State, tape: Tape, n: int) -> list[int]:
+def _next(state: State, n: int) -> list[int]:
     """Ids of the first pending tokens."""
     first = state.ledger.next_index
-    return tape.read(range(first, first + n))
+    return state.tape.read(range(first, first + n))

@@ -14,6 +14,9 @@ from msgspec.structs import replace
 from streamsink.core.moves import later
 from streamsink.core.state import State
 
+LONGEST = 1024
+"""Steps of a run: between two of them it is seen to what nobody asks for any more."""
+
 
 class Run:
     """Up to so many steps from one state on, each with one token.

@@ -11,6 +11,7 @@ from streamsink.core.ledger import Ledger, Segment
 from streamsink.core.pinned import Pinned, pinned_ranges
 from streamsink.core.policy import SinkPolicy
 from streamsink.core.state import Counters
+from streamsink.core.tape import Tape, unpacked
 from streamsink.errors import SessionError
 
 LARGEST_POSITION = 2**30
@@ -105,6 +106,9 @@ class Snapshot:
         Indices at which the window may begin.
     counters : Counters
         How often what has happened.
+    past : bytes
+        Ids of the tokens before the window, as many as are known one after another: 32-bit
+        integers, the least byte first. What of them is not in a piece was forgotten.
     """
 
     n_ctx: int
@@ -116,6 +120,19 @@ class Snapshot:
     pinned: Pinned
     boundaries: tuple[int, ...]
     counters: Counters
+    past: bytes = b""
+
+    def tape(self) -> Tape:
+        """The ids of its tokens."""
+        tape = Tape()
+        end = self.pieces[-1].index if self.pieces else 0
+        if end >= 0:
+            past = unpacked(self.past)
+            tape.write(end - len(past), past)
+        for piece in self.pieces:
+            tape.write(piece.index, piece.tokens)
+        tape.write(self.n_tokens, self.pending)
+        return tape
 
     @property
     def sees(self) -> tuple[tuple[int, int], ...]:
@@ -153,7 +170,9 @@ class Snapshot:
             No stream is like this.
         """
         self.policy.check(self.n_ctx)
-        tokens = (*chain.from_iterable(piece.tokens for piece in self.pieces), *self.pending)
+        past = unpacked(self.past)
+        live = chain.from_iterable(piece.tokens for piece in self.pieces)
+        tokens = (*live, *self.pending, *past)
         last = self.pieces[-1] if self.pieces else Piece(0, 0, ())
         pinned = self.pinned
         numbers = (
@@ -174,6 +193,8 @@ class Snapshot:
                 a.index + len(a.tokens) <= b.index
                 for a, b in pairwise(piece for piece in self.pieces if piece.index >= 0)
             ),
+            "more is forgotten than there was": len(past) <= max(0, last.index)
+            and len(self.past) % 4 == 0,
             "positions are out of order": all(
                 a.pos + len(a.tokens) <= b.pos for a, b in pairwise(self.pieces)
             ),

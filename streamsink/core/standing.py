@@ -17,7 +17,6 @@ from streamsink.core.plan import Happened, Plan
 from streamsink.core.planner import Grant, Planner
 from streamsink.core.run import Run
 from streamsink.core.state import State
-from streamsink.core.tape import Tape
 
 SINGLY = Grant(1, one_by_one=True)
 """What a step of a run has."""
@@ -45,7 +44,6 @@ class Standing:
         self._planner = planner
         self._state = state
         self._report = report
-        self._tape = Tape()
         self._begun: Plan | None = None
         self._run: Run | None = None
 
@@ -89,15 +87,15 @@ class Standing:
 
     def ids(self, *ranges: range) -> list[int]:
         """Ids of live tokens, by their indices."""
-        return self._tape.read(*ranges)
+        return self._state.tape.read(*ranges)
 
     def pending(self) -> list[int]:
         """Ids of the tokens that are not decoded yet."""
-        return self._tape.read(range(self.next_index, self.n_given))
+        return self._state.tape.read(range(self.next_index, self.n_given))
 
     def live(self) -> list[int]:
         """Ids of all that the model will see: the live tokens, and the pending ones."""
-        return [*self._tape.read(*self.ledger.indices), *self.pending()]
+        return [*self._state.tape.read(*self.ledger.indices), *self.pending()]
 
     # -- where it stands ------------------------------------------------------------------------
 
@@ -130,7 +128,7 @@ class Standing:
             if run.n_begun == run.n_done:
                 return None
             # Planning is a pure function: this is the plan that the step stood in for.
-            self._begun = self._planner.advance(run.state, self._tape, SINGLY)
+            self._begun = self._planner.advance(run.state, SINGLY)
             self._state = self._begun.base
             self._run = None
         plan = self._begun
@@ -156,7 +154,7 @@ class Standing:
         n = run.n_done
         run.n_begun = n + 1
         return (
-            self._tape.read_one(run.index + n),
+            self._state.tape.read_one(run.index + n),
             run.pos + n,
             run.gone_pos + n if run.evicts else None,
         )
@@ -188,13 +186,13 @@ class Standing:
     def _tell_of(self, one: Happened, ms: float) -> None:
         assert self._report
         if one.gone:
-            ids = tuple(self._tape.read(one.gone))
+            ids = tuple(self._state.tape.read(one.gone))
             self._report(Event("evict", one.gone.start, one.n_tokens, 0.0, ids, one.cut))
         else:
             self._report(Event(one.kind, self.next_index, one.n_tokens, ms))
 
     def _tidy(self) -> None:
         """Let go of ids that nobody asks for any more."""
-        if self._tape.is_full:
+        if self._state.tape.is_full:
             ledger = self.ledger
-            self._tape.clean((*ledger.indices, range(ledger.next_index, self.n_given)))
+            self._state.tape.clean((*ledger.indices, range(ledger.next_index, self.n_given)))

@@ -10,6 +10,7 @@ from streamsink.core.ledger import Ledger, Missing
 from streamsink.core.pinned import Pinned
 from streamsink.core.placement import Choice
 from streamsink.core.policy import SinkPolicy
+from streamsink.core.tape import Tape
 
 Cause: TypeAlias = Literal["", "reanchor", "rebase", "repin"]
 
@@ -41,6 +42,8 @@ class State(msgspec.Struct, frozen=True):
         What ``n_keep`` comes to, and what is pinned beside the prefix.
     choice : Choice
         Placement and slack in force.
+    tape : Tape
+        The ids of its tokens by index; the one thing here that is written on.
     ledger : Ledger
         Which token sits where.
     n_given : int
@@ -64,6 +67,7 @@ class State(msgspec.Struct, frozen=True):
     policy: SinkPolicy
     pinned: Pinned
     choice: Choice
+    tape: Tape
     ledger: Ledger = Ledger()
     n_given: int = 0
     boundaries: tuple[int, ...] = ()

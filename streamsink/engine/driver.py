@@ -204,6 +204,23 @@ class Driver(Carrier):
         self.controller.settle_on(self.controller.state.without_cells())
         yield from self._finish()
 
+    def ready(self) -> Task[None]:
+        """Have all cells where the ledger has them, and no lane."""
+        yield from self._finish()
+
+    def keep(self, plan: Callable[[], Plan]) -> Task[None]:
+        """Take tokens out of the midst of the window; what `Controller.plan_keeping` says.
+
+        Raises
+        ------
+        DecodeError, CacheError
+            As for `evict`.
+        """
+        yield from self._finish()
+        while not (yield from self.carry_out(plan())):
+            yield from self._finish()
+        self._look_at_cells()
+
     def compact(self) -> Task[None]:
         """Put together what lanes have scattered, as is done before tokens come one by one."""
         yield from self._take_down_lanes()
@@ -231,11 +248,24 @@ class Driver(Carrier):
         yield from self.carry_out(controller.plan_truncation(n))
         if self.undo:
             self.undo.goes_back_to(controller.ledger.next_index)
-        # A small cache of a sliding window has put newer tokens where older ones were.
+        self._look_at_cells()
+
+    def _look_at_cells(self) -> None:
+        """See that all live tokens have cells.
+
+        A small cache of a sliding window has put newer tokens where older ones were.
+        """
+        controller = self.controller
         ledger = controller.ledger
         stands = ledger.n_live and ledger.missing is not Missing.ALL
         if stands and not self.context.is_whole(ledger.spans):
             controller.settle_on(controller.state.without_cells())
+
+    def will_lose(self, n_waiting: int) -> Task[None]:
+        """Something is about to leave, with so many tokens still to be fed."""
+        if self.undo:
+            yield AskPlace(self.context)
+            self.undo.will_lose(n_waiting)
 
     def go_back(self, before: Snapshot, undo: Undo) -> Task[None]:
         """Undo what a transaction has done since its beginning.

@@ -14,7 +14,7 @@ from streamsink.core.snapshot import Snapshot
 from streamsink.engine.base import Base, Input, place_of
 from streamsink.engine.context import Logits
 from streamsink.engine.scoring import nll
-from streamsink.engine.task import Task, call, quick
+from streamsink.engine.task import T, Task, call, quick
 from streamsink.engine.undo import Undo
 from streamsink.errors import UsageError
 
@@ -170,8 +170,29 @@ class Feeding(Base):
             finally:
                 self._driver.undo = None
 
+    def _all_or_nothing(self, task: Task[T]) -> Task[T]:
+        """A task of which all happens, or nothing."""
+        if self._driver.undo:  # within a transaction it is a part of that
+            return (yield from task)
+        before, n_news = self._note_undo(), len(self._news)
+        try:
+            return (yield from task)
+        except GeneratorExit:  # nobody runs it any more
+            self._controller.resume(before, with_cells=False)
+            raise
+        except BaseException:
+            yield from self._undo(before)
+            while len(self._news) > n_news:
+                self._news.pop()
+            raise
+        finally:
+            self._driver.undo = None
+
     @quick
     def _begin_undo(self) -> Snapshot:
+        return self._note_undo()
+
+    def _note_undo(self) -> Snapshot:
         self._driver.undo = Undo(
             self._context.save,
             self._controller.snapshot,
@@ -182,6 +203,9 @@ class Feeding(Base):
 
     @call
     def _go_back(self, before: Snapshot) -> Task[None]:
+        yield from self._undo(before)
+
+    def _undo(self, before: Snapshot) -> Task[None]:
         undo, self._driver.undo = self._driver.undo, None
         if undo:
             yield from self._driver.go_back(before, undo)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from streamsink.engine.feeding import Feeding
+from streamsink.engine.aligning import Aligning
 from streamsink.engine.generating import Generating
-from streamsink.engine.pinning import Pinning
 from streamsink.engine.reporting import Reporting
 from streamsink.engine.saving import Saving
 
 
-class Stream(Feeding, Generating, Pinning, Saving, Reporting):
+class Stream(Aligning, Generating, Saving, Reporting):
     """An endless stream through a finite context. Made by `streamsink.Model.stream`.
 
     A stream never remembers more than ``n_ctx`` tokens: what was evicted is forgotten.
