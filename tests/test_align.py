@@ -17,7 +17,7 @@ from streamsink.errors import DecodeError, UsageError
 from streamsink.llama.weights import Weights
 from streamsink.model import Model
 from tests.fake_backend import FakeBackend
-from tests.reference import Step, replay_logits
+from tests.reference import Floats, Step, replay_logits
 from tests.reference_families import ARCHITECTURES
 from tests.tiny_gguf import TinyModel
 from tests.zoo import FAMILIES, N_VOCAB
@@ -54,8 +54,8 @@ class Plain:
         """The newest token is decoded again: the one that foresaw has been taken out."""
         self.feed([self.tokens[self.live.pop()]])
 
-    def logits(self, model: TinyModel) -> object:
-        return replay_logits(model, self.tokens, self.steps)[-1]
+    def logits(self, model: TinyModel) -> Floats:
+        return np.asarray(replay_logits(model, self.tokens, self.steps)[-1])
 
     @property
     def visible(self) -> list[int]:
@@ -105,8 +105,8 @@ def test_any_edit_is_what_a_transformer_makes_of_it(
             assert np.abs(stream.logits() - plain.logits(tiny_model)).max() < CLOSE
 
 
-def logits(stream: Stream) -> object:
-    return stream.logits().astype(np.float64)
+def logits(stream: Stream) -> Floats:
+    return np.asarray(stream.logits(), np.float64)
 
 
 def test_a_history_that_has_grown_costs_what_is_new(model: Model) -> None:
@@ -116,7 +116,7 @@ def test_a_history_that_has_grown_costs_what_is_new(model: Model) -> None:
         done = stream.align(TOKENS[:310])
         assert (done.n_kept, done.n_taken_out, done.n_new, done.n_again) == (N_CTX, 0, 10, 0)
         assert done.n_forgotten == 300 - N_CTX
-        assert stream.stats == plain.stats or stream.stats.sees == plain.stats.sees
+        assert stream.stats.sees == plain.stats.sees
         assert np.array_equal(stream.logits(), plain.logits())
         again = stream.align(TOKENS[:310])
         assert (again.n_kept, again.n_new, again.why) == (N_CTX, 0, "")
@@ -368,7 +368,6 @@ def test_a_failure_changes_nothing(placement: Placement) -> None:
             with Stream(backend, policy, 32) as stream:
                 stream.feed(text[:60])
                 before, ids = stream.stats, stream.visible_tokens()
-                plain = logits(stream)
                 backend.fail_at = {backend.n_decodes + at}
                 try:
                     stream.align(history)
@@ -377,7 +376,6 @@ def test_a_failure_changes_nothing(placement: Placement) -> None:
                     assert stream.visible_tokens() == ids
                     assert stream.stats.sees == before.sees
                     assert stream.stats.index == before.index
-                    assert np.array_equal(logits(stream), plain) or stream._context.n_decodes > 0
                     stream.align(history)
                 assert stream.stats.index == len(history)
                 assert stream.visible_tokens() == history[:4] + history[4 - 32 :][-28:]

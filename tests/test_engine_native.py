@@ -90,7 +90,10 @@ def examine(path: Path, layout: LayoutName) -> Compared | str:
                 for stream in shared
             ]
             found = np.concatenate(
-                [_compared(did, shared, alone) for did in (_fed, _went_back, _repinned, _fed)]
+                [
+                    _compared(did, shared, alone)
+                    for did in (_fed, _went_back, _aligned, _repinned, _aligned, _fed)
+                ]
             )
             texts = _at_once(_said, shared) == [_said(one, at) for at, one in enumerate(alone)]
             forks = [shared[1].fork(), alone[1].fork()]
@@ -137,6 +140,18 @@ def _went_back(stream: Stream, at: int) -> Any:
         stream.feed(TOKENS[at : at + 1])
     except StreamsinkError:  # a recurrent state
         stream.feed(TOKENS[at : at + 3])
+    return _foreseen(stream)
+
+
+def _aligned(stream: Stream, at: int) -> Any:
+    """Taken out of the midst of the window, a new end fed; of one stream, the prefix swapped."""
+    index, seen = stream.stats.index, stream.visible_tokens()
+    n_window = stream.stats.window
+    history = [0] * (index - n_window - stream.stats.pinned) + seen[-n_window:]
+    prefix = seen[: stream.stats.pinned] if at != 1 else TOKENS[700:703]
+    cut = len(history) - n_window + 9 + at
+    history = [*prefix, *history[: cut - 1], *history[cut:-1], *TOKENS[600 : 603 + at]]
+    stream.align(history, n_prefix=len(prefix))
     return _foreseen(stream)
 
 

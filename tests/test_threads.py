@@ -114,6 +114,8 @@ OPERATIONS: dict[str, Callable[[Stream], object]] = {
     "generate": lambda stream: list(stream.generate(2, sampling=GREEDY)),
     "afeed": lambda stream: asyncio.run(stream.afeed("more")),
     "agenerate": awaited,
+    "align": lambda stream: stream.align([1, 2, 3]),
+    "aalign": lambda stream: asyncio.run(stream.aalign([1, 2, 3])),
     "fork": Stream.fork,
     "repin": lambda stream: stream.repin("other"),
     "pin": lambda stream: stream.pin(3, 6),

@@ -6,8 +6,8 @@ import sys
 from array import array
 from collections.abc import Iterable, Sequence
 
-REACH = 2**18
-"""Newest tokens whose ids are kept, forgotten or not: 1 MiB."""
+REACH = 2**17
+"""Newest tokens whose ids are kept, forgotten or not: half a MiB."""
 ROOM = 1024
 """Other ids that may lie about before they are looked for and dropped."""
 ID = "i"
