@@ -464,6 +464,30 @@ def test_a_long_prompt_that_was_edited_is_read_anew(tiny_path: Path, llama: Llam
         assert np.abs(stream.logits() - fresh.logits()).max() < 1e-2
 
 
+@pytest.mark.parametrize("n_left_out", [40, 180, 300])
+def test_a_conversation_goes_on_that_drops_old_messages(llama: Llama, n_left_out: int) -> None:
+    """Forgotten or not: only what is new is decoded."""
+    stream = streamsink.attach(llama, SinkPolicy(4, 1))
+    prompt = some_tokens(50, 500)
+    given = answer(llama, prompt, 20)
+    n_fed: list[int] = []
+    stream_feed = stream.feed
+
+    def feed(tokens: Any, **given: Any) -> int:
+        n_fed.append(len(tokens))
+        return stream_feed(tokens, **given)
+
+    stream.feed = feed  # type: ignore[method-assign, assignment]
+    dropped = [*prompt[:10], *prompt[10 + n_left_out :], *given, *some_tokens(51, 130)]
+    given = answer(llama, dropped, 20)
+    assert n_fed[0] == 130 + 1  # what was chosen last was not decoded
+    assert llama.input_ids[: llama.n_tokens].tolist() == [*dropped, *given[:-1]]
+    assert stream.visible_tokens()[-100:] == [*dropped, *given[:-1]][-100:]
+    n_fed.clear()
+    answer(llama, [*dropped, *given, *some_tokens(52, 15)], 5)
+    assert n_fed[0] == 16
+
+
 def test_a_file_that_is_another_model_by_now(tiny_path: Path, tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     path.write_bytes(tiny_path.read_bytes())

@@ -18,6 +18,7 @@ from llama_cpp import Llama
 from numpy.typing import NDArray
 
 from streamsink.core.events import Event, Evicted
+from streamsink.core.matching import common
 from streamsink.core.policy import SinkPolicy
 from streamsink.engine.stream import Stream
 from streamsink.errors import CacheError, UsageError
@@ -54,8 +55,8 @@ def attach(
     What of a prompt is in the cache already is not evaluated again, as long as the model then sees
     what it would see had all of it been: the whole of a prompt that fits, whatever was said in
     between. A longer one goes on where nothing but the last answer is read in anew, which is how a
-    conversation grows; one that was edited further back, or has become shorter, is evaluated from
-    the beginning.
+    conversation grows, and old messages that it leaves out are taken out of the cache; one that was
+    edited further back, or has become shorter, is evaluated from the beginning.
 
     Parameters
     ----------
@@ -169,7 +170,8 @@ class _Endless(Llama):  # type: ignore[misc]
         # Fed from elsewhere, or a decode has failed.
         is_other = self._streamsink.stats.index != self.n_tokens
         if is_other or (held < self.n_tokens and not self._go_back(held, len(tokens))):
-            held = self._begin_anew(tokens[:held] if afresh else [])
+            left = self._leave_out(tokens) if afresh and not is_other else 0
+            held = left or self._begin_anew(tokens[:held] if afresh else [])
         rest = tokens[held:] if afresh else tokens
         if rest:
             self.eval(rest)
@@ -195,7 +197,7 @@ class _Endless(Llama):  # type: ignore[misc]
         """Take back what comes after the first tokens, if it may then go on with a prompt.
 
         Whoever goes back does not get back what was evicted since. What left last leaves a stream
-        that has taken in more than ``full`` tokens. So from there on the same is visible as if all
+        that has taken in more than `_full` tokens. So from there on the same is visible as if all
         had been evaluated, and so it has to be: at the place where the stream goes on, and then
         nothing differs at all; or else at the prompt's end, where only the last answer is read in
         anew, which is how a conversation grows.
@@ -207,22 +209,60 @@ class _Endless(Llama):  # type: ignore[misc]
         n_prompt : int
             Tokens of the prompt.
         """
-        stream = self._streamsink
-        if self._last_evicted is not None:
-            full = self._last_evicted + stream.n_ctx - stream.stats.pinned
-            is_answer = held >= self._n_prompt - SEAM
-            if held <= full and not (is_answer and n_prompt > full):
-                return False
+        is_answer = held >= self._n_prompt - SEAM
+        if held <= self._full and not (is_answer and n_prompt > self._full):
+            return False
         try:
-            stream.rewind(held)
+            self._streamsink.rewind(held)
         except (UsageError, CacheError):  # not in the window, or in a recurrent state
             return False
         self.n_tokens = held
         return True
 
+    @property
+    def _full(self) -> int:
+        """Tokens up to which all could be seen that cannot be seen any more; below 0: all can."""
+        if self._last_evicted is None:
+            return -1
+        return self._last_evicted + self._streamsink.n_ctx - self._streamsink.stats.pinned
+
+    def _leave_out(self, tokens: list[int]) -> int:
+        """Take out of the cache what a prompt leaves out of the one before, if that is all.
+
+        So a client goes on that drops old messages: the rest of them and the last answer follow.
+
+        Returns
+        -------
+        int
+            Tokens of the prompt that the stream holds then; 0 where that was not all.
+        """
+        stream, gone = self._streamsink, (self._last_evicted or 0) + 1
+        if stream.stats.sees[0][0] < 0:  # the user has swapped the prefix
+            return 0
+        n = n_gone = 0
+        for passage in common(self._input_ids, np.asarray(tokens, np.intc)):
+            if passage.new != n:
+                return 0
+            n += passage.n
+            n_gone += max(0, min(passage.n, gone - passage.old))
+            if passage.old + passage.n >= self._n_prompt - SEAM:
+                break
+        else:
+            return 0
+        if len(tokens) < n_gone + stream.n_ctx - stream.stats.pinned:
+            return 0  # it would see what has been forgotten
+        stream.align(tokens[:n])
+        self._last_evicted = stream.stats.sees[-1][0] - 1
+        self.n_tokens = 0
+        self._enter(tokens[:n])
+        return n
+
     def _take_in(self, tokens: Sequence[int]) -> None:
         """Feed tokens and enter them into what the object knows of: all, the evicted included."""
         self._streamsink.feed(tokens)
+        self._enter(tokens)
+
+    def _enter(self, tokens: Sequence[int]) -> None:
         n = self.n_tokens + len(tokens)
         if n > len(self.input_ids):
             self.input_ids = np.concatenate([self._input_ids, np.zeros(n, np.intc)])
