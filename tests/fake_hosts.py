@@ -94,6 +94,11 @@ class FakeSlot(FakeBackend):
         self.n_cells, self.n_lanes = host.n_cells, host.n_lanes
         self.n_moves += 1
 
+    def put(self, cells: memoryview, end: int) -> None:
+        if self._host:
+            raise Abort("cells are put under a stream that has a place")
+        super().load(cells, end)
+
     def save(self) -> memoryview:
         self._check_no_shift_waits()
         return super().save()

@@ -24,6 +24,7 @@ from streamsink.errors import (
     CapabilityError,
     ClosedError,
     DecodeError,
+    UsageError,
 )
 from tests.fake_backend import FakeBackend
 from tests.fake_hosts import FakeHosts
@@ -92,6 +93,35 @@ def test_those_who_wait_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
             alone.feed(TEXT[:150])
             for stream in streams:
                 assert np.array_equal(stream.logits(), alone.logits())
+
+
+def test_a_prefix_is_evaluated_once(engine: Engine, hosts: FakeHosts) -> None:
+    """Whoever opens a stream with it, and whatever has become of the first."""
+    policy = SinkPolicy(-1, 2, slack=0)
+    prefix = TEXT[:6]
+    alone = Stream(FakeBackend(N_CTX), policy, N_CTX)
+    alone.feed(prefix)
+    first = engine.stream(policy, prefix=prefix)
+    (host,) = hosts.hosts
+    first.feed(TEXT[:40])
+    first.close()
+    n_decodes = len(host.sizes)
+    streams = [engine.stream(policy, prefix=prefix), engine.stream(prefix=prefix)]
+    assert len(host.sizes) == n_decodes
+    assert [stream.stats.pinned for stream in streams] == [6, 6]
+    for one in (alone, *streams):
+        one.policy = policy
+        one.feed(TEXT[40:70])
+    for stream in streams:
+        assert np.array_equal(stream.logits(), alone.logits())
+        assert stream.stats.sees == alone.stats.sees
+    other = engine.stream(SinkPolicy(3, 1), prefix=prefix)
+    assert (other.stats.pinned, other.stats.window, other.stats.index) == (3, 3, 6)
+    assert other.visible_tokens() == prefix
+    many = [engine.stream(prefix=prefix) for _ in range(9)]
+    assert [stream.visible_tokens() for stream in many] == [prefix] * 9
+    with pytest.raises(UsageError):
+        engine.stream(SinkPolicy(-1), prefix=TEXT[:N_CTX])
 
 
 def test_a_failure_is_the_guilty_streams_alone(engine: Engine, hosts: FakeHosts) -> None:

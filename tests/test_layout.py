@@ -129,6 +129,19 @@ def test_a_session_passes_between_layouts(engine: Engine, model: Model, tmp_path
     assert said(back, 20) == said(stream, 20)
 
 
+def test_a_prefix_is_taken_over(engine: Engine, model: Model) -> None:
+    prefix = [int(t) for t in np.random.default_rng(6).integers(4, 290, 60)]
+    with model.stream(SinkPolicy(-1), engine.n_ctx, "f32", "f32", threads=1) as alone:
+        alone.feed(prefix)
+        streams = [engine.stream(prefix=prefix) for _ in range(3)]
+        assert np.abs(streams[2].logits() - alone.logits()).max() < 1e-4
+        for stream in (*streams, alone):
+            stream.feed(prefix * 3)
+        for stream in streams:
+            assert stream.stats.sees == alone.stats.sees
+            assert np.abs(stream.logits() - alone.logits()).max() < 1e-3
+
+
 def test_eight_threads_say_what_they_say_alone(engine: Engine, model: Model) -> None:
     """Though they are more than there are places, and some are cut short in mid-decode."""
     policy = SinkPolicy(4, 2, slack=9)

@@ -279,6 +279,9 @@ class Slot(Context, Protocol):
             They cannot be given out; the place is given up, and they are gone.
         """
 
+    def put(self, cells: memoryview, end: int) -> None:
+        """Hold cells that `save` gave out, the last at ``end`` - 1, until there is a place."""
+
 
 class Hosts(Protocol):
     """The contexts of an engine.

@@ -23,9 +23,11 @@ from queue import Empty, SimpleQueue
 
 from streamsink.core.events import Event, Evicted
 from streamsink.core.policy import SinkPolicy
+from streamsink.engine.base import Input
 from streamsink.engine.context import Host, Hosts, Slot
 from streamsink.engine.member import Member, Outcome, Stopped, Ticket
 from streamsink.engine.pace import Pace
+from streamsink.engine.prefixes import Prefixes
 from streamsink.engine.seating import Seating
 from streamsink.engine.stream import Stream
 from streamsink.engine.task import Ask, AskAside, AskLanes, Work, carry_out
@@ -62,6 +64,7 @@ class Engine(Closing):
         self._pace = Pace(chunk)
         self._hosts = hosts
         self._seating = Seating(hosts)
+        self._prefixes = Prefixes()
         self._inbox: SimpleQueue[Ticket | None] = SimpleQueue()
         self._members: list[Member] = []
         self._streams: weakref.WeakSet[Stream] = weakref.WeakSet()
@@ -81,6 +84,8 @@ class Engine(Closing):
         self,
         policy: SinkPolicy | None = None,
         *,
+        prefix: Input = (),
+        special: bool = False,
         on_evict: Callable[[Evicted], object] | None = None,
         on_event: Callable[[Event], object] | None = None,
     ) -> Stream:
@@ -89,31 +94,46 @@ class Engine(Closing):
         Parameters
         ----------
         policy : SinkPolicy, optional
-            What to keep and what to evict; ``SinkPolicy()`` by default.
+            What to keep and what to evict; ``SinkPolicy()`` by default, and with a prefix one that
+            pins it.
+        prefix : str or sequence of int, optional
+            What the stream begins with, as for `Stream.feed`. Of streams that begin alike, the
+            first evaluates it, and the others take over its cells.
+        special : bool
+            Read ``<|...|>`` in the prefix as control tokens.
         on_evict, on_event : callable, optional
             See `Stream`. They are called in the thread of whoever used the stream.
 
         Raises
         ------
         UsageError
-            The policy does not fit ``n_ctx``.
+            Policy or prefix do not fit ``n_ctx``.
         CapabilityError
             The model cannot stream, or not by the placement asked for in this layout.
+        DecodeError, CacheError
+            The prefix could not be evaluated.
         ClosedError
             After `close`.
         """
         if self._closed:
             raise ClosedError(CLOSED)
         slot = self._hosts.slot()
-        return Stream(
+        stream = Stream(
             slot,
-            policy or SinkPolicy(),
+            policy or SinkPolicy(n_keep=-1 if len(prefix) else SinkPolicy().n_keep),
             self.n_ctx,
             on_evict=on_evict,
             on_event=on_event,
             siblings=self._streams,
             runner=self.runner_of(slot),
         )
+        if len(prefix):
+            try:
+                self._prefixes.begin(stream, prefix, special=special)
+            except BaseException:
+                stream.close()
+                raise
+        return stream
 
     def runner_of(self, slot: Slot) -> partial[Member]:
         """What makes the runner of a stream in a slot of this engine."""

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from streamsink import session
 from streamsink.core.events import Event, Evicted, Restored
@@ -16,7 +16,7 @@ from streamsink.core.policy import SinkPolicy
 from streamsink.core.snapshot import CacheKey, Snapshot
 from streamsink.engine.base import Base
 from streamsink.engine.context import Logits
-from streamsink.engine.task import AskPlace, Task, call
+from streamsink.engine.task import AskPlace, Task, call, quick
 from streamsink.errors import CacheError, SessionError
 from streamsink.session.conversation import Conversation
 
@@ -233,6 +233,18 @@ class Saving(Base):
         if policy != snapshot.policy:
             self._adopt(policy)
         return n_evaluated, why
+
+    @quick
+    def _begin_as(self, captured: Capture) -> None:
+        """Stand where another stream of the same engine has begun, under the own policy."""
+        snapshot, policy = captured.stream, self.policy
+        slot: Any = self._context
+        if captured.cells is not None:
+            slot.put(captured.cells, snapshot.ledger.last_end)
+        self._controller.resume(snapshot, with_cells=captured.cells is not None, policy=policy)
+        self._adopt(policy, snapshot.pinned)
+        if captured.logits is not None:
+            self._driver.put_logits(captured.logits)
 
     def _put_back(self, snapshot: Snapshot, difference: str, cells: memoryview | None) -> str:
         """Put cells into the cache; why they cannot be, or nothing."""

@@ -104,6 +104,11 @@ class NativeSlot(NativeContext):
             self.clear()
             self._host, self._cells = None, cells
 
+    def put(self, cells: memoryview, end: int) -> None:
+        """Hold cells that `save` gave out until there is a place; that has no place yet."""
+        assert self._host is None
+        self._cells, self._end = cells, end
+
     def clear(self) -> None:
         """Empty every sequence of the stream's."""
         host = self._host
