@@ -26,6 +26,7 @@ class FakeHost:
         self.n_lanes = n_lanes
         self.n_batch = n_batch
         self.has_scratch = has_scratch
+        self.joins_neighbours = not has_scratch
         self.shift_waits = False
         self.slots: dict[int, FakeSlot] = {}
         self.fail_at: set[int] = set()

@@ -13,11 +13,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from streamsink.core.events import Step
 from streamsink.core.policy import SinkPolicy
-from streamsink.engine import seating, undo
+from streamsink.engine import neighbours, seating, undo
 from streamsink.engine.engine import Engine
+from streamsink.engine.neighbours import Neighbours
 from streamsink.engine.stream import Stream
 from streamsink.errors import (
     BusyError,
@@ -93,6 +96,41 @@ def test_those_who_wait_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
             alone.feed(TEXT[:150])
             for stream in streams:
                 assert np.array_equal(stream.logits(), alone.logits())
+
+
+def test_those_who_generate_sit_side_by_side(
+    monkeypatch: pytest.MonkeyPatch, engine: Engine, hosts: FakeHosts
+) -> None:
+    """llama.cpp computes the tokens of neighbours together; who is idle in between makes way."""
+    monkeypatch.setattr(neighbours, "PATIENCE", 3)
+    (host,) = hosts.hosts
+    host.seconds = 0.001
+    streams = [engine.stream(SinkPolicy(2)) for _ in range(4)]
+    for stream in streams:
+        stream.feed(TEXT[:20])
+    outer = [streams[0], streams[3]]
+    texts = at_once(*(lambda stream=stream: said(stream, 60) for stream in outer))
+    places = sorted(at for at, slot in host.slots.items() for one in outer if slot is one._context)
+    assert places[1] - places[0] == 1
+    with Stream(FakeBackend(N_CTX), SinkPolicy(2, placement="rotate"), N_CTX) as alone:
+        alone.feed(TEXT[:20])
+        idle = alone.logits()
+        assert texts == [said(alone, 60)] * 2
+    for stream in streams[1:3]:
+        assert np.array_equal(stream.logits(), idle)
+
+
+@given(st.sets(st.integers(0, 7)))
+def test_the_fewest_move(places: set[int]) -> None:
+    watched = Neighbours(8)
+    for _ in range(neighbours.PATIENCE):
+        assert watched.moves(sorted(places)) == []
+    moved = watched.moves(sorted(places))
+    after = {*places, *(target for _, target in moved)} - {source for source, _ in moved}
+    assert len(after) == len(places)
+    assert not after or max(after) - min(after) < len(after) or len(after) == 1
+    windows = [set(range(start, start + len(places))) for start in range(9 - len(places))]
+    assert len(moved) == min(len(places - window) for window in windows) or len(places) < 2
 
 
 def test_a_prefix_is_evaluated_once(engine: Engine, hosts: FakeHosts) -> None:

@@ -14,6 +14,7 @@ from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from streamsink.core.policy import SinkPolicy
+from streamsink.engine import neighbours
 from streamsink.engine.engine import Engine
 from streamsink.engine.stream import Stream
 from streamsink.errors import (
@@ -65,6 +66,10 @@ def generated(n: int, n_taken: int) -> Did:
 
 class EngineMachine(RuleBasedStateMachine):
     """Rounds in which every stream is called at once, each by a thread of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patience, neighbours.PATIENCE = neighbours.PATIENCE, 2
 
     @initialize(
         n_streams=st.integers(2, 8),
@@ -191,6 +196,7 @@ class EngineMachine(RuleBasedStateMachine):
             assert np.array_equal(*logits)
 
     def teardown(self) -> None:
+        neighbours.PATIENCE = self.patience
         if hasattr(self, "engine"):
             self.same()
             self.engine.close()

@@ -227,6 +227,10 @@ class Host(Protocol):
         """Whether each place has a `SCRATCH` beside its `MAIN`."""
 
     @property
+    def joins_neighbours(self) -> bool:
+        """Whether those alone are computed together whose places are side by side."""
+
+    @property
     def shift_waits(self) -> bool:
         """Whether keys are rotated with the next decode: until then, no cells are given out."""
 

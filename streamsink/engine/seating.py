@@ -6,6 +6,7 @@ import time
 
 from streamsink.engine.context import Host, Hosts
 from streamsink.engine.member import Member
+from streamsink.engine.neighbours import Neighbours
 from streamsink.errors import CacheError
 
 TURN = 1.0
@@ -33,6 +34,9 @@ class Seating:
         self._homes: dict[Member, tuple[Host, int]] = {}
         """Who has a place, the one that was given out first first."""
         self._used: dict[Member, float] = {}
+        self._neighbours = {
+            host: Neighbours(host.n_places) for host in hosts.hosts if host.joins_neighbours
+        }
         self._waiting: dict[Member, float] = {}
         self._turned = 0.0
         self._aside: Member | None = None
@@ -45,6 +49,8 @@ class Seating:
         # Keys may wait to be rotated though nobody decodes, and might for ever.
         waits = any(host.shift_waits for host in self._hosts.hosts)
         self._is_stuck = waits and not self.has_decoded
+        for host, neighbours in self._neighbours.items():
+            self._bring_together(host, neighbours)
         since, now = next(iter(self._waiting.values()), None), time.monotonic()
         if since is not None and not self._free and now - max(since, self._turned) > TURN:
             longest = next(filter(self.may_give_out, self._homes), None)
@@ -88,6 +94,25 @@ class Seating:
         self._leave(member)
         self._free.append(self._homes.pop(member))
         del self._used[member]
+
+    def _bring_together(self, host: Host, neighbours: Neighbours) -> None:
+        """Let streams that generate have places side by side, where that is worth while."""
+        if self._aside is not None or host.shift_waits:
+            return
+        there = {place: one for one, (where, place) in self._homes.items() if where is host}
+        at_work = [place for place, member in there.items() if member.is_generating]
+        for source, target in neighbours.moves(at_work):
+            pair = [(there[source], target)]
+            if target in there:
+                pair.append((there[target], source))
+            else:
+                self._free.remove((host, target))
+                self._free.append((host, source))
+            for member, _ in pair:
+                self._leave(member)
+            for member, place in pair:
+                self._homes[member] = (host, place)
+                self._enter(member, host, place)
 
     # -- aside ----------------------------------------------------------------------------------
 

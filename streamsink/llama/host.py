@@ -75,6 +75,15 @@ class NativeHost:
         return self.native.n_batch
 
     @property
+    def joins_neighbours(self) -> bool:
+        """Whether those alone are computed together whose places are side by side.
+
+        llama.cpp divides a batch into parts whose sequences follow one another where each has a
+        pool (llama-batch.cpp: split_equal).
+        """
+        return self.n_pools > 1
+
+    @property
     def has_scratch(self) -> bool:
         """Whether each place has a `SCRATCH` beside its `MAIN`."""
         return self._n_each > 1
