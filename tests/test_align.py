@@ -191,6 +191,31 @@ def test_exact_leaves_no_trace(model: Model, n_fed: int) -> None:
         assert np.abs(logits(stream) - logits(other)).max() < CLOSE
 
 
+@pytest.mark.parametrize("n_keep", [-1, N_KEEP, N_CTX - 1])
+def test_where_nothing_was_evicted_a_prefix_is_as_any_other_part(model: Model, n_keep: int) -> None:
+    """What stands before the change stays, though it is pinned."""
+    policy = SinkPolicy(n_keep, 1, "rotate", 0)
+    with model.stream(policy, N_CTX, "f32", "f32") as stream:
+        stream.feed(TOKENS[:40])
+        for history in ([*TOKENS[:30], *NEW[:5]], TOKENS[:20], TOKENS[:3], [*TOKENS[:3], *NEW[:9]]):
+            n_alike = 3 if len(history) in (3, 12) else min(30, len(history))
+            done = stream.align(history)
+            assert (done.n_kept, done.n_new) == (n_alike, len(history) - n_alike)
+            with model.stream(policy, N_CTX, "f32", "f32") as fresh:
+                fresh.feed(history)
+                assert stream.visible_tokens() == history
+                assert np.abs(logits(stream) - logits(fresh)).max() < CLOSE
+
+
+def test_back_to_the_pinned_prefix(model: Model) -> None:
+    with opened(model) as stream, opened(model) as fresh:
+        stream.feed(TOKENS[:300])
+        done = stream.align(TOKENS[:N_KEEP])
+        fresh.feed(TOKENS[:N_KEEP])
+        assert (done.n_kept, done.n_new, stream.stats.index) == (N_KEEP, 0, N_KEEP)
+        assert np.abs(logits(stream) - logits(fresh)).max() < CLOSE
+
+
 @pytest.mark.parametrize("n_fed", [40, 300])
 @pytest.mark.parametrize("n_new", [0, 3, 14])
 def test_a_prefix_that_changed_is_swapped(model: Model, n_fed: int, n_new: int) -> None:

@@ -133,13 +133,16 @@ class Aligning(Feeding, Pinning):
             held = self._held()
         same = n_prefix in (None, len(held.prefix)) and _is_at(tokens, 0, held.prefix)
         n_new = len(held.prefix) if same else self._n_prefix_of(tokens, held, n_prefix)
+        if not same and n_new == len(held.prefix) and self._is_whole:
+            # Nothing has been evicted: what the prefix and the history begin with can stay.
+            held, same, n_new = self._held(0), True, 0
         n_before = n_new + len(held.released)
         room = self.n_ctx - n_before - controller.state.pinned.n_spans
-        if n_before >= len(tokens) or room <= 0:
+        if n_before > len(tokens) or room <= 0:
             return (yield from self._begin_anew(tokens, began))
         rest = np.asarray(tokens[n_before:], np.int32)
         found = align(held.past, held.n_lost, held.window, rest, room)
-        if not (same or found.kept):
+        if not (found.kept or (same and n_before)):
             return (yield from self._begin_anew(tokens, began))
         kept, anew, why = self._possible(found.kept, len(held.window), exact=exact, same=same)
         start = n_before + found.start
@@ -155,11 +158,11 @@ class Aligning(Feeding, Pinning):
             anew=anew,
         )
         yield from driver.keep(plan)
+        n_fed = len(tokens) - stop - n_again
         n_kept = controller.ledger.n_live
         if controller.ledger.missing is Missing.ALL and same:
             n_again += n_kept
             why = why or "the cells of a sliding window are gone"
-        n_fed = len(tokens) - stop - n_again
         if not same:
             n_fed += n_new
             n_kept -= len(held.prefix)
@@ -168,11 +171,19 @@ class Aligning(Feeding, Pinning):
         ms = (time.perf_counter() - began) * 1e3
         return Aligned(n_kept, n_live - n_kept, found.start, n_fed, n_again, why, ms)
 
-    def _held(self) -> _Held:
-        """What the stream holds, all of it in the cache."""
+    @property
+    def _is_whole(self) -> bool:
+        """Whether all that the stream has taken in can be seen, and nothing else."""
+        ledger = self._controller.ledger
+        return len(ledger.segments) == 1 and ledger.n_live == ledger.next_index
+
+    def _held(self, n_head: int | None = None) -> _Held:
+        """What the stream holds, all of it in the cache: the head, and the window behind it."""
         controller = self._controller
         ledger = controller.ledger
-        n_prefix, n_head = self._n_prefix, max(ledger.n_pinned, ledger.n_head)
+        n_prefix = self._n_prefix
+        if n_head is None:
+            n_head = max(ledger.n_pinned, ledger.n_head)
         head, (*_, window) = ledger.divided(n_head)
         ids = controller.ids(*(range(part.index, part.stop) for part in head))
         past, n_lost = controller.forgotten(window.index)
@@ -208,10 +219,10 @@ class Aligning(Feeding, Pinning):
         stays = kept[0].old + kept[0].n if len(kept) == 1 else -1
         if not able.takes_back and stays != n_window:
             return kept, True, "a recurrent state cannot give up tokens"
-        if exact and not same:
-            return kept, True, "as asked"
-        if len(kept) > 1 and (exact or able.rotate.level != "exact"):
-            return kept[:1], False, "as asked" if exact else able.rotate.why
+        if len(kept) > 1 and able.rotate.level != "exact":
+            return kept[:1], False, able.rotate.why
+        if len(kept) > 1 and exact and same:  # of a changed prefix all is evaluated again later
+            return kept[:1], False, "as asked"
         return kept, False, ""
 
     def _swap_prefix(self, tokens: list[int], n_old: int, *, exact: bool) -> Task[int]:
