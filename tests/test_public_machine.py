@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from streamsink import session
+from streamsink.core import matching
 from streamsink.core.policy import SinkPolicy
 from streamsink.core.sampling import Sampling
 from streamsink.engine import undo
@@ -53,13 +54,15 @@ class PublicMachine(RuleBasedStateMachine):
         backend = FakeBackend(N_CTX + self.n_lanes - 1, self.n_lanes, 8)
         return Stream(backend, policy, N_CTX, rebase_at=90)
 
-    def attempt(self, operation: Any, *arguments: Any, **more: Any) -> None:
-        """What cannot be is refused, and changes nothing."""
+    def attempt(self, operation: Any, *arguments: Any, **more: Any) -> bool:
+        """What cannot be is refused, and changes nothing; whether it could be."""
         before = self.state()
         try:
             operation(*arguments, **more)
         except (UsageError, CapabilityError):
             assert self.state() == before
+            return False
+        return True
 
     def state(self) -> tuple[Any, ...]:
         stream = self.stream
@@ -119,6 +122,37 @@ class PublicMachine(RuleBasedStateMachine):
         first = self.stream.stats.sees[:1]
         start = first[0][0] if first else 0
         self.attempt(self.stream.swap_system, list(text.encode()), (start, start + stop))
+
+    @rule(
+        cuts=st.lists(st.tuples(st.integers(0, 40), st.integers(0, 12)), max_size=2),
+        tail=st.text("abz", max_size=12),
+        exact=st.booleans(),
+        whole=st.booleans(),
+        n_prefix=st.none() | st.integers(0, 9),
+    )
+    def align(
+        self,
+        cuts: list[tuple[int, int]],
+        tail: str,
+        exact: bool,
+        whole: bool,
+        n_prefix: int | None,
+    ) -> None:
+        """What is seen of an edited history is its beginning, as much as is pinned, and its end."""
+        stats, seen = self.stream.stats, self.stream.visible_tokens()
+        n_forgotten = max(0, stats.index - len(seen)) if whole else 0
+        history = seen[: stats.pinned] + [122] * n_forgotten + seen[stats.pinned :]
+        for start, n in cuts:
+            del history[-1 - start : len(history) - 1 - start + n]
+        history += list(tail.encode())
+        with patch.object(matching, "LEAST", 3):
+            if not self.attempt(self.stream.align, history, exact=exact, n_prefix=n_prefix):
+                return
+        stats, seen = self.stream.stats, self.stream.visible_tokens()
+        assert stats.index == len(history)
+        if stats.window:
+            assert seen[-stats.window :] == history[-stats.window :]
+        assert len(seen) == stats.pinned + stats.window <= N_CTX
 
     @rule(policy=policies)
     def change(self, policy: SinkPolicy) -> None:

@@ -128,10 +128,10 @@ class Aligning(Feeding, Pinning):
         controller.drop(controller.next_index)
         yield from driver.ready()
         held = self._held()
-        if held.released and not _is_at(tokens, len(held.prefix), held.released):
-            yield from driver.evict(len(held.released))
-            held = self._held()
         same = n_prefix in (None, len(held.prefix)) and _is_at(tokens, 0, held.prefix)
+        if held.released and not (same and _is_at(tokens, len(held.prefix), held.released)):
+            yield from driver.evict(len(held.released))  # they would leave next
+            held = self._held()
         n_new = len(held.prefix) if same else self._n_prefix_of(tokens, held, n_prefix)
         if not same and n_new == len(held.prefix) and self._is_whole:
             # Nothing has been evicted: what the prefix and the history begin with can stay.
