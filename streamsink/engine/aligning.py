@@ -126,16 +126,8 @@ class Aligning(Feeding, Pinning):
         if not n_live:
             return (yield from self._begin_anew(tokens, began))
         controller.drop(controller.next_index)
-        yield from driver.ready()
-        held = self._held()
-        same = n_prefix in (None, len(held.prefix)) and _is_at(tokens, 0, held.prefix)
-        if held.released and not (same and _is_at(tokens, len(held.prefix), held.released)):
-            yield from driver.evict(len(held.released))  # they would leave next
-            held = self._held()
-        n_new = len(held.prefix) if same else self._n_prefix_of(tokens, held, n_prefix)
-        if not same and n_new == len(held.prefix) and self._is_whole:
-            # Nothing has been evicted: what the prefix and the history begin with can stay.
-            held, same, n_new = self._held(0), True, 0
+        yield from driver.finish()
+        held, n_new, same = yield from self._beginning(tokens, n_prefix)
         n_before = n_new + len(held.released)
         room = self.n_ctx - n_before - controller.state.pinned.n_spans
         if n_before > len(tokens) or room <= 0:
@@ -170,6 +162,19 @@ class Aligning(Feeding, Pinning):
         yield from self._take_in(tokens[stop:])
         ms = (time.perf_counter() - began) * 1e3
         return Aligned(n_kept, n_live - n_kept, found.start, n_fed, n_again, why, ms)
+
+    def _beginning(self, tokens: list[int], n_prefix: int | None) -> Task[tuple[_Held, int, bool]]:
+        """What the stream holds, how many tokens of a history are pinned, and if they are held."""
+        held = self._held()
+        same = n_prefix in (None, len(held.prefix)) and _is_at(tokens, 0, held.prefix)
+        if held.released and not (same and _is_at(tokens, len(held.prefix), held.released)):
+            yield from self._driver.evict(len(held.released))  # they would leave next
+            held = self._held()
+        n_new = len(held.prefix) if same else self._n_prefix_of(tokens, held, n_prefix)
+        if not same and n_new == len(held.prefix) and self._is_whole:
+            # Nothing has been evicted: what the prefix and the history begin with can stay.
+            held, same, n_new = self._held(0), True, 0
+        return held, n_new, same
 
     @property
     def _is_whole(self) -> bool:

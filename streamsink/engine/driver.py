@@ -9,16 +9,15 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from streamsink.core.controller import Controller
 from streamsink.core.ledger import Missing
 from streamsink.core.plan import Plan, Rows
 from streamsink.core.planner import Grant
 from streamsink.core.snapshot import Snapshot
 from streamsink.core.state import State
-from streamsink.engine.carrier import Carrier
-from streamsink.engine.context import Context, Logits, Outputs
+from streamsink.engine.context import Logits, Outputs
 from streamsink.engine.scoring import nll
-from streamsink.engine.task import AskAside, AskLanes, AskPlace, Task, answered
+from streamsink.engine.settling import Settling
+from streamsink.engine.task import AskAside, AskLanes, AskPlace, Task
 from streamsink.engine.undo import Undo
 from streamsink.errors import CacheError, StreamsinkError, UsageError
 
@@ -39,7 +38,7 @@ class Spliced(NamedTuple):
     first: int
 
 
-class Driver(Carrier):
+class Driver(Settling):
     """What a stream does with its plans.
 
     Parameters
@@ -48,17 +47,7 @@ class Driver(Carrier):
         The stream's own.
     controller : Controller
         The stream's logic.
-
-    Attributes
-    ----------
-    pause : callable
-        Called between two decodes of a long input, when nothing is half done; it may raise. Set by
-        whoever runs the stream's tasks.
     """
-
-    def __init__(self, context: Context, controller: Controller) -> None:
-        super().__init__(context, controller)
-        self.pause: Callable[[], object] = lambda: None
 
     # -- forward --------------------------------------------------------------------------------
 
@@ -87,8 +76,8 @@ class Driver(Carrier):
         has_decoded = False
         while not controller.is_done:
             if has_decoded:
-                self._pause_if_possible()
-            yield from self._seek_room()
+                self.pause_if_possible()
+            yield from self.seek_room()
             grant = yield from self._grant(outputs, one_by_one=n_given == 1)
             plan = controller.plan(grant)
             done = yield from self.carry_out(plan, outputs)
@@ -123,7 +112,7 @@ class Driver(Carrier):
         DecodeError, CacheError
             What is missing could not be brought back.
         """
-        yield from self._finish()
+        yield from self.finish()
         if self.controller.state.is_shifting and self.context.capabilities.takes_back:
             yield from self.truncate(1)
             yield from self.advance()
@@ -131,7 +120,7 @@ class Driver(Carrier):
 
     def evict(self, n: int) -> Task[None]:
         """Take the oldest tokens out of the window; before the next decode the sink is seen to."""
-        yield from self._finish()
+        yield from self.finish()
         yield from self.carry_out(self.controller.plan_eviction(n))
 
     def splice(
@@ -156,7 +145,7 @@ class Driver(Carrier):
             Nothing was swapped; or it was, and whatever comes next evaluates them.
         """
         controller = self.controller
-        yield from self._finish()
+        yield from self.finish()
         if self.undo:
             self.undo.loses()
         over = max(0, controller.ledger.n_live - n + len(tokens) - controller.n_ctx)
@@ -168,7 +157,7 @@ class Driver(Carrier):
         yield from self.carry_out(plan)
         ledger = controller.ledger
         n_evaluated = ledger.n_live if ledger.missing is Missing.ALL else ledger.n_head
-        yield from self._finish()
+        yield from self.finish()
         return Spliced(over, n_evaluated, index)
 
     def clear(self) -> Task[None]:
@@ -176,7 +165,7 @@ class Driver(Carrier):
         if self.undo:
             self.undo.loses()
         self.controller.reset()
-        yield from self._finish()
+        yield from self.finish()
 
     def evaluate(self) -> Task[int]:
         """Evaluate the visible tokens, whose cells are missing, and no more than ``n_ctx`` holds.
@@ -196,17 +185,13 @@ class Driver(Carrier):
         if over > 0:
             plan = controller.plan_eviction(over)
             yield from self.carry_out(Plan(plan.base, plan.then, told=plan.told))
-        yield from self._finish()
+        yield from self.finish()
         return controller.ledger.n_live
 
     def evaluate_anew(self) -> Task[None]:
         """Evaluate all visible tokens again, from position 0 on."""
         self.controller.settle_on(self.controller.state.without_cells())
-        yield from self._finish()
-
-    def ready(self) -> Task[None]:
-        """Have all cells where the ledger has them, and no lane."""
-        yield from self._finish()
+        yield from self.finish()
 
     def keep(self, plan: Callable[[], Plan]) -> Task[None]:
         """Take tokens out of the midst of the window; what `Controller.plan_keeping` says.
@@ -216,50 +201,12 @@ class Driver(Carrier):
         DecodeError, CacheError
             As for `evict`.
         """
-        yield from self._finish()
+        yield from self.finish()
         while not (yield from self.carry_out(plan())):
-            yield from self._finish()
-        self._look_at_cells()
-
-    def compact(self) -> Task[None]:
-        """Put together what lanes have scattered, as is done before tokens come one by one."""
-        yield from self._take_down_lanes()
-        plan = self.controller.plan_compaction()
-        if plan:
-            yield from self.carry_out(plan)
+            yield from self.finish()
+        self.look_at_cells()
 
     # -- back -----------------------------------------------------------------------------------
-
-    def truncate(self, n: int) -> Task[None]:
-        """Take the newest tokens out of cells and ledger: they are pending then.
-
-        Raises
-        ------
-        UsageError
-            The window has fewer.
-        CacheError
-            They cannot be taken back: a recurrent state holds them.
-        """
-        controller = self.controller
-        n_newest = controller.ledger.n_newest
-        if n > n_newest:
-            raise UsageError(f"{n} tokens cannot be taken back: {n_newest} are in the window")
-        yield from self._take_down_lanes()
-        yield from self.carry_out(controller.plan_truncation(n))
-        if self.undo:
-            self.undo.goes_back_to(controller.ledger.next_index)
-        self._look_at_cells()
-
-    def _look_at_cells(self) -> None:
-        """See that all live tokens have cells.
-
-        A small cache of a sliding window has put newer tokens where older ones were.
-        """
-        controller = self.controller
-        ledger = controller.ledger
-        stands = ledger.n_live and ledger.missing is not Missing.ALL
-        if stands and not self.context.is_whole(ledger.spans):
-            controller.settle_on(controller.state.without_cells())
 
     def will_lose(self, n_waiting: int) -> Task[None]:
         """Something is about to leave, with so many tokens still to be fed."""
@@ -334,7 +281,7 @@ class Driver(Carrier):
     def _make_logits(self) -> Task[None]:
         controller = self.controller
         if controller.ledger.missing is Missing.ALL:
-            yield from self._finish()
+            yield from self.finish()
         if controller.state.has_logits:
             return
         if not controller.ledger.n_live:
@@ -344,7 +291,7 @@ class Driver(Carrier):
             return
         # The newest token is of the head, or in a recurrent state: all is read anew.
         controller.settle_on(controller.state.without_cells())
-        yield from self._finish()
+        yield from self.finish()
 
     @property
     def _can_decode_again(self) -> bool:
@@ -363,53 +310,3 @@ class Driver(Carrier):
         """Take over the newest token's logits, shape (n_vocab,), with cells from elsewhere."""
         self.context.put_logits(row)
         self.controller.settle_on(self.controller.state.but(has_logits=True))
-
-    # -- elsewhere ------------------------------------------------------------------------------
-
-    @property
-    def n_pending(self) -> int:
-        """Tokens taken in and not decoded yet."""
-        return self.controller.n_pending
-
-    def prepare_move(self) -> None:
-        """Leave no cells but those of `MAIN`: these are about to be taken elsewhere."""
-        for request in self._take_down_lanes():
-            answered(request)
-        state = self.controller.state
-        if state.ledger.missing is Missing.HEAD and state.ledger.n_ready:
-            # What stands in `SCRATCH` of the head stays behind.
-            self.controller.settle_on(state.but(ledger=state.ledger.lacking(Missing.HEAD)))
-
-    def lose_cells(self) -> None:
-        """Note that all cells are gone: the tokens are evaluated anew before the stream goes on."""
-        self.controller.settle_on(self.controller.state.without_cells())
-
-    # -- one plan -------------------------------------------------------------------------------
-
-    def _finish(self) -> Task[None]:
-        """Bring back what is missing, all lanes taken down."""
-        first = True
-        yield from self._seek_room()
-        while plan := self.controller.plan_settling(self.context.n_batch):
-            if not first:
-                self._pause_if_possible()
-            yield from self.carry_out(plan)
-            yield from self._seek_room()
-            first = False
-
-    def _seek_room(self) -> Task[None]:
-        """Go where a head that is missing can be evaluated, or evaluate all anew."""
-        is_missing = self.controller.ledger.missing is Missing.HEAD
-        if is_missing and not (yield AskAside(self.context)):
-            self.lose_cells()
-
-    def _take_down_lanes(self) -> Task[None]:
-        if self.controller.state.lanes:
-            plan = self.controller.plan_settling(self.context.n_batch)
-            assert plan
-            yield from self.carry_out(plan)
-
-    def _pause_if_possible(self) -> None:
-        """Let signals act where nothing is half done, or where what is done can be undone."""
-        if self.undo is None or self.undo.is_possible:
-            self.pause()
