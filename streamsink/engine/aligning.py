@@ -127,7 +127,7 @@ class Aligning(Feeding, Pinning):
             return (yield from self._begin_anew(tokens, began))
         controller.drop(controller.next_index)
         yield from driver.finish()
-        held, n_new, same = yield from self._beginning(tokens, n_prefix)
+        held, n_new, same = yield from self._compared(tokens, n_prefix)
         n_before = n_new + len(held.released)
         room = self.n_ctx - n_before - controller.state.pinned.n_spans
         if n_before > len(tokens) or room <= 0:
@@ -163,7 +163,7 @@ class Aligning(Feeding, Pinning):
         ms = (time.perf_counter() - began) * 1e3
         return Aligned(n_kept, n_live - n_kept, found.start, n_fed, n_again, why, ms)
 
-    def _beginning(self, tokens: list[int], n_prefix: int | None) -> Task[tuple[_Held, int, bool]]:
+    def _compared(self, tokens: list[int], n_prefix: int | None) -> Task[tuple[_Held, int, bool]]:
         """What the stream holds, how many tokens of a history are pinned, and if they are held."""
         held = self._held()
         same = n_prefix in (None, len(held.prefix)) and _is_at(tokens, 0, held.prefix)
