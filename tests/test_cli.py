@@ -15,6 +15,8 @@ import pexpect
 import pyte
 import pytest
 
+from streamsink import session
+from streamsink.cli.conversation import fitting
 from streamsink.errors import UsageError
 from streamsink.registry.files import resolve
 
@@ -53,9 +55,49 @@ def test_help_loads_no_engine() -> None:
     assert "chat" in done.stdout
 
 
+def test_alone_it_shows_its_help_and_nothing_else() -> None:
+    done = run()
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.strip() == run("--help").stdout.strip()
+
+
+def test_it_is_a_module_too() -> None:
+    command = [sys.executable, "-m", "streamsink", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == run("--version").stdout
+
+
+def test_one_question(tiny_path: Path, tmp_path: Path) -> None:
+    """Its answer alone is on stdout; what comes through a pipe stands before it."""
+    options = [str(tiny_path), "-c", "128", "-t", "1", "-ngl", "0", "-n", "9"]
+    file = tmp_path / "one.session"
+    done = run("chat", *options, "-p", "Sum up.", "--session", str(file), given="A text.\n\n")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+    question, answer = session.read(file).conversation.turns  # type: ignore[union-attr]
+    assert question.text == "A text.\n\nSum up."
+    assert done.stdout.rstrip("\n") == answer.text
+    alone = run("chat", *options, "-p", "/help", "--session", str(tmp_path / "two.session"))
+    assert alone.returncode == 0, alone.stderr
+    first = session.read(tmp_path / "two.session").conversation.turns[0]  # type: ignore[union-attr]
+    assert first.text == "/help"
+
+
+@pytest.mark.parametrize("width", range(100))
+def test_a_line_that_fits(width: int) -> None:
+    parts = (("12 of 128", " tokens"), ("", ": 4 pinned"), (" · 5 forgotten", ""), ("", " · more"))
+    line = fitting(width, *parts)
+    assert len(line) <= max(width, len("12 of 128"))
+    assert line.startswith("12 of 128")
+    if width >= 50:
+        assert line == "12 of 128 tokens: 4 pinned · 5 forgotten · more"
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
+        (["chat", "-p", "x", "-0"], 2, "--turns-separated-by"),
+        (["chat", "-n", "0"], 2, "--max-tokens 0"),
         (["chat", "/nowhere/there.gguf"], 2, "no such file"),
         (["chat", "smollm2-135n"], 2, "smollm2-135m"),
         (["chat", "--keep", "512", "--ctx", "512"], 2, "--ctx"),
@@ -227,12 +269,12 @@ def test_terminal_chat(default_model: str, tmp_path: Path) -> None:
     terminal = Terminal(
         [*STREAMSINK, "chat", default_model, *options], {"STREAMSINK_HOME": str(tmp_path)}
     )
-    terminal.wait_for("sees nothing yet")
+    terminal.wait_for("0 of 128 tokens: 0 pinned")
     terminal.type("Tell me a very long story.\r")
     terminal.wait_for(r"> Tell me a very long story.\n(.*\w.*\n){3}")  # of the screen's width
     terminal.type("\x03")
     terminal.wait_for(r"\(stopped\)")
-    terminal.wait_for(r"sees 0-\d+.* forgotten · \d+ tok/s")
+    terminal.wait_for(r"\d+ of 128 tokens: \d+ pinned \+ \d+ recent · \d+ forgotten · \d+ tok/s")
     terminal.type("/memory\r")
     terminal.wait_for(r"pinned 0-\d+: <\|im_start\|>system")
     terminal.type("/nonsense\r")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +23,8 @@ from streamsink.cli.options import (
     SamplingOptions,
 )
 from streamsink.errors import UsageError
-from streamsink.system.reading import given, read_whole
+from streamsink.registry.catalog import DEFAULT_MODEL
+from streamsink.system.reading import given, read_text, read_whole
 from streamsink.system.turns import separator_of
 
 if TYPE_CHECKING:
@@ -58,7 +60,19 @@ def chat(
             "for that. Thoughts are shown greyed, or from a pipe on stderr.",
         ),
     ] = None,
-    max_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.")] = 1024,
+    question: Annotated[
+        str | None,
+        typer.Option(
+            "-p",
+            "--prompt",
+            metavar="TEXT",
+            help="One question: its answer goes to stdout, and that is all. What comes through a "
+            "pipe stands before it: cat notes | streamsink chat -p 'Sum up.'",
+        ),
+    ] = None,
+    max_tokens: Annotated[
+        int, typer.Option("--max-tokens", "-n", help="Most tokens of an answer; -1: no limit.")
+    ] = 1024,
     stop: Annotated[
         list[str] | None, typer.Option(help="Text that ends an answer; repeatable.")
     ] = None,
@@ -96,12 +110,17 @@ def chat(
     """
     if system is not None and system_file is not None:
         raise UsageError("--system and --system-file exclude one another: give one")
-    if max_tokens < 1:
-        raise UsageError(f"--max-tokens {max_tokens} is not possible: 1 or more")
+    if max_tokens < 1 and max_tokens != -1:
+        raise UsageError(f"--max-tokens {max_tokens} is not possible: 1 or more, or -1: no limit")
     prompt = system and given(system, "--system")
     if system_file:
         prompt = read_whole(system_file, "system-file")
-    separator = _separator(turns_separated_by, null)
+    if question is None:
+        separator = _separator(turns_separated_by, null)
+    elif turns_separated_by is not None or null:
+        raise UsageError("-p is one question, which --turns-separated-by cannot divide: drop one")
+    else:
+        question = _with_stdin(given(question, "--prompt"))
     with ExitStack() as held:
         kept, saved = _session(session, held) if session is not None else (None, None)
         if saved:
@@ -134,7 +153,7 @@ def chat(
             dialogue = Conversation(
                 Chat(stream, turns_by, prompt or "", conversation=conversation),
                 sampling,
-                max_tokens,
+                None if max_tokens == -1 else max_tokens,
                 cuts,
                 kept,
                 stop or (),
@@ -143,10 +162,30 @@ def chat(
             if conversation and prompt is not None and prompt != conversation.system:
                 n_evaluated = dialogue.change_system(prompt)
                 terminal.note(f"system prompt changed, {n_evaluated} tokens evaluated")
-            if terminal.is_asked():
-                dialogue.interactive(f"{loaded.path.name} · {loaded.description}")
+            if question is not None:
+                dialogue.once(question)
+            elif terminal.is_asked():
+                dialogue.interactive(f"{loaded.path.name} · {loaded.description}", _advice(model))
             else:
                 dialogue.piped(separator)
+
+
+def _with_stdin(question: str) -> str:
+    """A question, and before it what comes through a pipe."""
+    if terminal.is_asked() or sys.stdin is None or sys.stdin.closed:
+        return question
+    text = "".join(read_text(["-"], "prompt"))
+    return f"{text.rstrip()}\n\n{question}" if text.strip() else question
+
+
+def _advice(model: str) -> str:
+    """What somebody should know who talks to the default model."""
+    if model not in ("", DEFAULT_MODEL):
+        return ""
+    return (
+        "A toy of 135M parameters, to try the machinery with. For a real conversation: "
+        "streamsink models pull qwen2.5-1.5b, then streamsink chat qwen2.5-1.5b."
+    )
 
 
 def _separator(text: str | None, null: bool) -> str:

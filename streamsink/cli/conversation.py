@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import TYPE_CHECKING
 
 import typer
 
 from streamsink.chat.thought_stream import Thoughts
 from streamsink.cli import terminal
-from streamsink.cli.commands import COMMANDS, Commands, is_command, said, sees
+from streamsink.cli.commands import COMMANDS, Commands, is_command, said
 from streamsink.cli.keeping import Keeping
 from streamsink.errors import StreamsinkError
 from streamsink.session import shelf
@@ -27,6 +28,20 @@ LEAST_WINDOW = 64
 """Tokens beside what is pinned below which a chat is told that there are too few."""
 
 
+def fitting(width: int, *parts: tuple[str, str]) -> str:
+    """A line of parts, each of what has to be said and what may be, as much as there is room for.
+
+    What may be said is dropped from the end on, and then what has to be.
+    """
+    shown = [(must, may) for must, may in parts]
+    for at in reversed(range(len(shown))):
+        if sum(len(must) + len(may) for must, may in shown) > width:
+            shown[at] = (shown[at][0], "")
+    while len(shown) > 1 and sum(len(must) for must, _ in shown) > width:
+        shown.pop()
+    return "".join(must + may for must, may in shown)
+
+
 class Conversation:
     """A chat, and what is done with it.
 
@@ -36,8 +51,8 @@ class Conversation:
         The chat, perhaps out of a session.
     sampling : Sampling
         How answers are chosen.
-    max_tokens : int
-        Most tokens of an answer.
+    max_tokens : int or None
+        Most tokens of an answer; None: as many as it takes.
     cuts : list of Event
         Fills with the evictions that cut a turn in two.
     kept : shelf.Kept or None
@@ -50,7 +65,7 @@ class Conversation:
         self,
         chat: Chat,
         sampling: Sampling,
-        max_tokens: int,
+        max_tokens: int | None,
         cuts: list[Event],
         kept: shelf.Kept | None,
         stop: Sequence[str] = (),
@@ -97,8 +112,22 @@ class Conversation:
                 code = error.exit_code
         raise typer.Exit(code)
 
-    def interactive(self, title: str) -> None:
-        """Line editing, history, a status line; Ctrl-C stops an answer, Ctrl-D leaves."""
+    def once(self, question: str) -> None:
+        """Answer one question; what concerns the program goes to stderr."""
+        try:
+            self._answer(question, terminal.err)
+        except KeyboardInterrupt:
+            terminal.out("\n")
+            raise
+
+    def interactive(self, title: str, advice: str = "") -> None:
+        """Line editing, history, a status line; Ctrl-C stops an answer, Ctrl-D leaves.
+
+        Parameters
+        ----------
+        title, advice : str
+            What is said first.
+        """
         from prompt_toolkit import PromptSession
         from prompt_toolkit.completion import WordCompleter
         from prompt_toolkit.history import FileHistory
@@ -124,6 +153,8 @@ class Conversation:
         )
         self._keeping.aside = True
         terminal.say(title)
+        if advice:
+            terminal.say(advice)
         terminal.say("/help lists the commands, Ctrl-D leaves.")
         self._greet(terminal.out)
         while True:
@@ -246,8 +277,13 @@ class Conversation:
         self._keeping.save()
 
     def _status(self) -> str:
-        stats = self._chat.stream.stats
-        said = f"sees {sees(stats)} · {stats.evicted:,} forgotten · {stats.rate:.0f} tok/s"
-        threads = stats.threads
-        given_up = f" · {threads.n} of {threads.n_max} threads: {threads.why}"
-        return said + given_up if threads.why else said
+        stats, n_ctx = self._chat.stream.stats, self._chat.stream.n_ctx
+        n_seen, threads = stats.pinned + stats.window, stats.threads
+        return fitting(
+            shutil.get_terminal_size().columns,
+            (f"{n_seen:,} of {n_ctx:,}", " tokens"),
+            ("", f": {stats.pinned:,} pinned + {stats.window:,} recent"),
+            (f" · {stats.evicted:,} forgotten", ""),
+            (f" · {stats.rate:.0f} tok/s", ""),
+            ("", f" · {threads.n} of {threads.n_max} threads: {threads.why}" * bool(threads.why)),
+        )

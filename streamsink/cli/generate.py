@@ -34,7 +34,9 @@ def generate(
     file: Annotated[
         str | None, typer.Option("--file", help="File to go on from; - is standard input.")
     ] = None,
-    max_tokens: Annotated[int, typer.Option(help="Most tokens; -1 goes on for ever.")] = 256,
+    max_tokens: Annotated[
+        int, typer.Option("--max-tokens", "-n", help="Most tokens; -1 goes on for ever.")
+    ] = 256,
     stop: Annotated[list[str] | None, typer.Option(help="Text that ends it; repeatable.")] = None,
     ignore_eos: Annotated[bool, typer.Option(help="Go on when the model ends.")] = False,
     *,

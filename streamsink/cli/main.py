@@ -60,7 +60,9 @@ def main() -> None:
     except Exception as error:
         if hasattr(error, "format_message"):
             # Typer's own usage errors; where its copy of click lives depends on its version.
-            code = _fail(error.format_message(), getattr(error, "exit_code", 2))
+            message = error.format_message()
+            # Without a command, what Typer has to say is the help, which it has said already.
+            code = _fail(message, getattr(error, "exit_code", 2)) if message else 0
         elif TRACEBACK in os.environ:
             raise
         else:

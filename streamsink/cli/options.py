@@ -48,8 +48,10 @@ class PolicyOptions:
     ctx: Annotated[
         int | None,
         typer.Option(
+            "--ctx",
+            "-c",
             help="Tokens a token can attend to. Without, what the model's entry says; else 2048, "
-            "or less where the model was trained on less."
+            "or less where the model was trained on less.",
         ),
     ] = None
     keep: Annotated[
@@ -129,7 +131,10 @@ class EngineOptions:
     threads: Annotated[
         str | None,
         typer.Option(
-            help="CPU threads: N, or auto, the cores that nobody else uses.", show_default="auto"
+            "--threads",
+            "-t",
+            help="CPU threads: N, or auto, the cores that nobody else uses.",
+            show_default="auto",
         ),
     ] = None
     threads_batch: Annotated[
@@ -137,7 +142,8 @@ class EngineOptions:
     ] = None
     batch: Annotated[int, typer.Option(help="Most tokens in one decode.")] = 512
     gpu_layers: Annotated[
-        int | None, typer.Option(help="Layers on the GPU; all of them without.")
+        int | None,
+        typer.Option("--gpu-layers", "-ngl", help="Layers on the GPU; all of them without."),
     ] = None
     flash_attn: Annotated[
         bool | None,

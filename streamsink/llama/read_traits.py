@@ -122,9 +122,30 @@ def read_traits(
 
 
 def _description(model: llama.llama_model_p) -> str:
+    """Architecture, parameters and type of the weights: ``llama 135M Q4_1``.
+
+    llama.cpp's own guesses the parameters from the number of layers (llama-model.cpp: type_name):
+    ``256M`` for this one.
+    """
     buffer = ctypes.create_string_buffer(256)
     llama.llama_model_desc(model, buffer, 256)
-    return buffer.value.decode("utf-8", "replace")
+    guessed = buffer.value.decode("utf-8", "replace")
+    n_params = int(llama.llama_model_n_params(model))
+    match guessed.split(" ", 2):
+        case architecture, _, types if n_params:
+            return f"{architecture} {_in_short(n_params)} {types}"
+    return guessed
+
+
+def _in_short(n: int) -> str:
+    """A number of parameters as people say it: 135M, 1.5B."""
+    for size, letter in ((10**9, "B"), (10**6, "M"), (10**3, "K")):
+        if n >= size:
+            short = n / size
+            return (
+                f"{short:.1f}{letter}" if letter == "B" and short < 10 else f"{short:.0f}{letter}"
+            )
+    return str(n)
 
 
 def _positions(about: _About, rope: Rope, names: Collection[str]) -> Positions:

@@ -1,0 +1,5 @@
+"""``python -m streamsink``: the command line."""
+
+from streamsink.cli.main import main
+
+main()
