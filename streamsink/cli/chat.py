@@ -183,8 +183,9 @@ def _advice(model: str) -> str:
     if model not in ("", DEFAULT_MODEL):
         return ""
     return (
-        "A toy of 135M parameters, to try the machinery with. For a real conversation: "
-        "streamsink models pull qwen2.5-1.5b, then streamsink chat qwen2.5-1.5b."
+        "A toy of 135M parameters, to try the machinery with. For a real conversation:\n"
+        "  streamsink models pull qwen2.5-1.5b\n"
+        "  streamsink chat qwen2.5-1.5b"
     )
 
 
