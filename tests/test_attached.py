@@ -12,6 +12,7 @@ from llama_cpp import Llama, LlamaGrammar, LlamaRAMCache
 
 import streamsink
 from streamsink.core.policy import SinkPolicy
+from streamsink.engine.stream import Stream
 from streamsink.errors import CapabilityError, ClosedError, ModelError, UsageError
 from streamsink.llama.weights import Weights
 from streamsink.model import Model
@@ -66,6 +67,19 @@ def answer(llama: Llama, tokens: list[int], n: int = 12) -> list[int]:
     """The most probable tokens after a prompt."""
     steps = llama.generate(tokens, temp=0.0)
     return [next(steps) for _ in range(n)]
+
+
+def sizes_fed(stream: Stream) -> list[int]:
+    """Fills with how many tokens each call feeds."""
+    sizes: list[int] = []
+    stream_feed = stream.feed
+
+    def feed(tokens: Any, **given: Any) -> int:
+        sizes.append(len(tokens))
+        return stream_feed(tokens, **given)
+
+    stream.feed = feed  # type: ignore[method-assign, assignment]
+    return sizes
 
 
 def some_tokens(seed: int, n: int) -> list[int]:
@@ -165,14 +179,7 @@ def test_what_can_be_seen_of_a_prompt_does_not_depend_on_what_was_before(
 def test_a_template_may_write_otherwise_before_an_answer_that_is_awaited(llama: Llama) -> None:
     """As Qwen3's does: ``<think></think>`` before the answer, and not in the history."""
     stream = streamsink.attach(llama, SinkPolicy(4, 1))
-    n_fed: list[int] = []
-    stream_feed = stream.feed
-
-    def feed(tokens: Any, **given: Any) -> int:
-        n_fed.append(len(tokens))
-        return stream_feed(tokens, **given)
-
-    stream.feed = feed  # type: ignore[method-assign, assignment]
+    n_fed = sizes_fed(stream)
     history, opening = some_tokens(20, 40), some_tokens(21, 6)
     for turn in range(30):
         n_fed.clear()
@@ -222,14 +229,7 @@ def test_a_conversation_is_evaluated_once(llama: Llama) -> None:
     """Each call brings the whole of it; only what is new is decoded."""
     stream = streamsink.attach(llama, SinkPolicy(4, 1))
     messages = [{"role": "system", "content": "Be kind."}]
-    n_decoded: list[int] = []
-    stream_feed = stream.feed
-
-    def feed(tokens: Any, **given: Any) -> int:
-        n_decoded.append(len(tokens))
-        return stream_feed(tokens, **given)
-
-    stream.feed = feed  # type: ignore[method-assign, assignment]
+    n_decoded = sizes_fed(stream)
     for turn in range(60):
         messages.append({"role": "user", "content": f"Question {turn}, please?"})
         n_decoded.clear()
@@ -470,14 +470,7 @@ def test_a_conversation_goes_on_that_drops_old_messages(llama: Llama, n_left_out
     stream = streamsink.attach(llama, SinkPolicy(4, 1))
     prompt = some_tokens(50, 500)
     given = answer(llama, prompt, 20)
-    n_fed: list[int] = []
-    stream_feed = stream.feed
-
-    def feed(tokens: Any, **given: Any) -> int:
-        n_fed.append(len(tokens))
-        return stream_feed(tokens, **given)
-
-    stream.feed = feed  # type: ignore[method-assign, assignment]
+    n_fed = sizes_fed(stream)
     dropped = [*prompt[:10], *prompt[10 + n_left_out :], *given, *some_tokens(51, 130)]
     given = answer(llama, dropped, 20)
     assert n_fed[0] == 130 + 1  # what was chosen last was not decoded
