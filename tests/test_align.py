@@ -407,6 +407,26 @@ def test_a_failure_changes_nothing(placement: Placement) -> None:
     assert n_failed > 12
 
 
+def test_what_has_only_grown_is_undone_to_the_last_bit() -> None:
+    """Nothing has left: the tokens that came are taken out again."""
+    text = [int(t) for t in np.random.default_rng(3).integers(0, 250, 100)]
+    backend = FakeBackend(36, n_batch=8)
+    with Stream(backend, SinkPolicy(4, 8, "reanchor", 3), 32) as stream:
+        stream.feed(text[:45])
+        n = 32 - len(stream.visible_tokens())
+        assert n > 1
+        before = logits(stream)
+        backend.fail_at = {backend.n_decodes}
+        with pytest.raises(DecodeError):
+            stream.align(text[: 45 + n])
+        assert np.array_equal(logits(stream), before)
+        backend.fail_at = {backend.n_decodes + 1}
+        edited = [*text[:10], *text[12 : 45 + n]]  # numbered anew, and then it fails
+        with pytest.raises(DecodeError):
+            stream.align([*edited, *text[60:75]])
+        assert stream.stats.index == 45
+
+
 def test_for_an_event_loop(model: Model) -> None:
     async def both(one: Stream, other: Stream) -> None:
         await asyncio.gather(

@@ -36,14 +36,17 @@ class _Held(NamedTuple):
         Forgotten tokens, and those of the window.
     n_lost : int
         Tokens before ``past`` whose ids nobody knows any more.
+    window_index : int
+        Index of the window's first token.
     """
 
     n_head: int
     prefix: list[int]
     released: list[int]
     past: Ids
-    n_lost: int
     window: Ids
+    n_lost: int
+    window_index: int
 
 
 class Aligning(Feeding, Pinning):
@@ -142,14 +145,15 @@ class Aligning(Feeding, Pinning):
         n_again = _sum(found.kept[len(kept) :]) + found.forgotten - found.start
         if found.forgotten > found.start:
             why = "nothing of the window stays"
-        yield from driver.will_lose(len(tokens) - stop)
-        plan = partial(
-            controller.plan_keeping,
-            *(tokens[:stop], held.n_head, kept, start),
-            same_prefix=same,
-            anew=anew,
-        )
-        yield from driver.keep(plan)
+        if not same or start != held.window_index or stop != controller.ledger.next_index:
+            yield from driver.will_lose(len(tokens) - stop)
+            plan = partial(
+                controller.plan_keeping,
+                *(tokens[:stop], held.n_head, kept, start),
+                same_prefix=same,
+                anew=anew,
+            )
+            yield from driver.keep(plan)
         n_fed = len(tokens) - stop - n_again
         n_kept = controller.ledger.n_live
         if controller.ledger.missing is Missing.ALL and same:
@@ -197,8 +201,9 @@ class Aligning(Feeding, Pinning):
             ids[:n_prefix],
             ids[ledger.n_pinned :],
             np.frombuffer(past, np.int32),
-            n_lost,
             np.asarray(controller.ids(range(window.index, window.stop)), np.int32),
+            n_lost,
+            window.index,
         )
 
     def _n_prefix_of(self, tokens: list[int], held: _Held, n_prefix: int | None) -> int:
