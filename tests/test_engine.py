@@ -158,8 +158,9 @@ def test_a_prefix_is_evaluated_once(engine: Engine, hosts: FakeHosts) -> None:
     assert other.visible_tokens() == prefix
     many = [engine.stream(prefix=prefix) for _ in range(9)]
     assert [stream.visible_tokens() for stream in many] == [prefix] * 9
-    with pytest.raises(UsageError):
-        engine.stream(SinkPolicy(-1), prefix=TEXT[:N_CTX])
+    for wrong in (TEXT[:N_CTX], 5, ["a"]):
+        with pytest.raises(UsageError):
+            engine.stream(SinkPolicy(-1), prefix=wrong)  # type: ignore[arg-type]
 
 
 def test_a_failure_is_the_guilty_streams_alone(engine: Engine, hosts: FakeHosts) -> None:

@@ -84,7 +84,7 @@ class Engine(Closing):
         self,
         policy: SinkPolicy | None = None,
         *,
-        prefix: Input = (),
+        prefix: Input | None = None,
         special: bool = False,
         on_evict: Callable[[Evicted], object] | None = None,
         on_event: Callable[[Event], object] | None = None,
@@ -120,14 +120,14 @@ class Engine(Closing):
         slot = self._hosts.slot()
         stream = Stream(
             slot,
-            policy or SinkPolicy(n_keep=-1 if len(prefix) else SinkPolicy().n_keep),
+            policy or (SinkPolicy(n_keep=-1) if prefix is not None else SinkPolicy()),
             self.n_ctx,
             on_evict=on_evict,
             on_event=on_event,
             siblings=self._streams,
             runner=self.runner_of(slot),
         )
-        if len(prefix):
+        if prefix is not None:
             try:
                 self._prefixes.begin(stream, prefix, special=special)
             except BaseException:
