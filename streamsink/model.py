@@ -25,6 +25,7 @@ from streamsink.system.closing import Closing
 
 if TYPE_CHECKING:
     from streamsink.gguf.traits import Traits
+    from streamsink.llama.loading import Progress
     from streamsink.llama.weights import Weights
 
 N_CTX = 2048
@@ -41,7 +42,11 @@ class Model(Closing):
 
     @classmethod
     def open(
-        cls, name_or_path: str | os.PathLike[str] = "", n_gpu_layers: int | None = None
+        cls,
+        name_or_path: str | os.PathLike[str] = "",
+        n_gpu_layers: int | None = None,
+        *,
+        progress: Progress | None = None,
     ) -> Model:
         """Load a model.
 
@@ -55,6 +60,8 @@ class Model(Closing):
             default model.
         n_gpu_layers : int, optional
             Layers to put on the GPU; ``None`` means all where llama.cpp was built for one.
+        progress : callable, optional
+            Told how much of the weights is in memory, from 0 to 1; what it raises ends the loading.
 
         Raises
         ------
@@ -67,7 +74,9 @@ class Model(Closing):
         measured = preflight(header)
         from streamsink.llama.weights import Weights
 
-        return cls(Weights(header.path, n_gpu_layers, header=header, measured=measured))
+        return cls(
+            Weights(header.path, n_gpu_layers, header=header, measured=measured, progress=progress)
+        )
 
     @property
     def path(self) -> Path:

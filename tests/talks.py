@@ -6,8 +6,7 @@ from pathlib import Path
 
 from streamsink import session
 from streamsink.chat.chat import Chat
-from streamsink.cli.keeping import Keeping
-from streamsink.core.sampling import Sampling
+from streamsink.cli.talk.keeping import Keeping
 from streamsink.session import shelf
 
 
@@ -19,11 +18,13 @@ def say(chat: Chat, text: str) -> None:
 def said(path: Path) -> list[str]:
     """What a session's user has said."""
     conversation = session.read(path).conversation
-    return [turn.text for turn in conversation.turns if turn.role == "user"] if conversation else []
+    return (
+        [turn.text for turn in conversation.messages if turn.role == "user"] if conversation else []
+    )
 
 
 def keeping(chat: Chat, name: str | None = None) -> Keeping:
-    return Keeping(chat, Sampling(), shelf.take(shelf.locate(name)) if name else None)
+    return Keeping(chat, shelf.take(shelf.locate(name)) if name else None)
 
 
 def without_cuts(told: str) -> list[str]:

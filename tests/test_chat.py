@@ -14,7 +14,7 @@ from streamsink.chat.writer import LEAST_SINK
 from streamsink.core.policy import Keep, SinkPolicy
 from streamsink.engine.stream import Stream
 from streamsink.errors import UsageError
-from streamsink.session.conversation import Turn
+from streamsink.session.conversation import Message
 from tests.fake_backend import BOS, EOS, FakeBackend
 
 SOURCE = (
@@ -61,7 +61,7 @@ def test_turns_follow_the_template() -> None:
     assert fed(chat).decode() == (
         "<s>[system]Be kind.</s>[user]Hi</s>[assistant]Ho</s>[user]And?</s>[assistant]So.</s>"
     )
-    assert [(turn.role, turn.text) for turn in chat.turns] == [
+    assert [(turn.role, turn.text) for turn in chat.messages] == [
         ("user", "Hi"),
         ("assistant", "Ho"),
         ("user", "And?"),
@@ -90,7 +90,7 @@ def test_the_system_block_stays_and_the_rest_goes() -> None:
     assert fed(chat).startswith(b"<s>[system]Be kind.</s>")
     assert b"Question 3" not in fed(chat)
     assert b"Question 19" in fed(chat)
-    assert len(chat.turns) == 40
+    assert len(chat.messages) == 40
 
 
 def test_the_system_prompt_may_change() -> None:
@@ -139,7 +139,7 @@ def test_a_reset_chat_begins_anew() -> None:
     chat, backend = open_chat(SinkPolicy("system"), system="Be kind.")
     answer(chat, backend, "Hi", "Ho")
     chat.reset()
-    assert chat.turns == []
+    assert chat.messages == []
     answer(chat, backend, "Again", "Yes")
     assert fed(chat).startswith(b"<s>[system]Be kind.</s>[user]Again</s>[assistant]Yes")
 
@@ -183,7 +183,7 @@ def test_nothing_said_is_nothing_pinned() -> None:
 # -- what is known of turns ---------------------------------------------------------------------
 
 
-def spoken(chat: Chat, turn: Turn) -> bytes:
+def spoken(chat: Chat, turn: Message) -> bytes:
     """The tokens of a turn, if all of the stream is still there."""
     tokens = chat.stream.visible_tokens()[turn.start : turn.stop]
     return b"".join({BOS: b"<s>", EOS: b"</s>"}.get(t, bytes([t % 256])) for t in tokens)
@@ -194,7 +194,7 @@ def test_turns_know_their_tokens() -> None:
     answer(chat, backend, "Hi", "Ho")
     answer(chat, backend, "And?", "So.", ends=False)
     answer(chat, backend, "Then?", "Now.")
-    assert [spoken(chat, turn).decode() for turn in chat.turns] == [
+    assert [spoken(chat, turn).decode() for turn in chat.messages] == [
         "[user]Hi</s>[assistant]",
         "Ho</s>",
         "[user]And?</s>[assistant]",
@@ -208,18 +208,18 @@ def test_what_is_left_of_turns() -> None:
     chat, backend = open_chat(SinkPolicy("system"), n_ctx=130, system="Be kind.")
     answer(chat, backend, "My cat is Miso", "Oh")
     chat.pin()
-    assert [chat.memory(turn) for turn in chat.turns] == ["pinned", "pinned"]
+    assert [chat.memory(turn) for turn in chat.messages] == ["pinned", "pinned"]
     for n in range(6):
         answer(chat, backend, f"Q{n}?", "It is so.")
-    found = [chat.memory(turn) for turn in chat.turns]
+    found = [chat.memory(turn) for turn in chat.messages]
     assert found[:2] == ["pinned", "pinned"]
     assert found[2] == "forgotten"
     assert found[-1] == "visible"
     assert found[2:] == sorted(found[2:], key=["forgotten", "cut", "visible"].index)
     with pytest.raises(UsageError, match="nothing of"):
-        chat.stream.pin(*[(turn.start, turn.stop) for turn in chat.turns][2])
+        chat.stream.pin(*[(turn.start, turn.stop) for turn in chat.messages][2])
     chat.unpin()
-    assert chat.memory(chat.turns[0]) == "forgotten"
+    assert chat.memory(chat.messages[0]) == "forgotten"
 
 
 def test_an_exchange_is_pinned_once() -> None:
@@ -241,7 +241,7 @@ def test_words_are_found_in_forgotten_turns() -> None:
     assert chat.recall("fine") == [1, 3]
     assert chat.recall("CAT my") == [0]
     assert chat.recall("fish") == []
-    assert chat.memory(chat.turns[0]) == "forgotten"
+    assert chat.memory(chat.messages[0]) == "forgotten"
 
 
 def test_a_quote_goes_into_the_window_at_once_and_begins_the_next_turn() -> None:
@@ -260,10 +260,10 @@ def test_a_quote_goes_into_the_window_at_once_and_begins_the_next_turn() -> None
     )
     chat.stream.feed(())
     assert fed(chat).endswith(whole.encode())
-    assert chat.turns[-2].text.endswith("A fine name\n\nWho?")
+    assert chat.messages[-2].text.endswith("A fine name\n\nWho?")
     answer(chat, backend, "So?", "Yes.")
     assert b"Miso.</s>[user]So?</s>" in fed(chat)
-    with pytest.raises(UsageError, match="no turn 99"):
+    with pytest.raises(UsageError, match="no message 99"):
         chat.quote(98)
 
 
@@ -285,7 +285,7 @@ def test_a_chat_goes_on_out_of_its_file(tmp_path: Path) -> None:
         for _ in range(4):
             answer(chat, backend, "On and on?", "On it goes.")
         chat.unpin()
-        return chat.turns, fed(chat), chat.stream.stats.sees, chat.stream.stats.evicted
+        return chat.messages, fed(chat), chat.stream.stats.sees, chat.stream.stats.evicted
 
     chat, backend = begun()
     chat.save(path)

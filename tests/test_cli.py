@@ -16,7 +16,7 @@ import pyte
 import pytest
 
 from streamsink import session
-from streamsink.cli.conversation import fitting
+from streamsink.cli.talk.conversation import fitting
 from streamsink.errors import UsageError
 from streamsink.registry.files import resolve
 
@@ -74,12 +74,12 @@ def test_one_question(tiny_path: Path, tmp_path: Path) -> None:
     done = run("chat", *options, "-p", "Sum up.", "--session", str(file), given="A text.\n\n")
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
-    question, answer = session.read(file).conversation.turns  # type: ignore[union-attr]
+    question, answer = session.read(file).conversation.messages  # type: ignore[union-attr]
     assert question.text == "A text.\n\nSum up."
     assert done.stdout.rstrip("\n") == answer.text
     alone = run("chat", *options, "-p", "/help", "--session", str(tmp_path / "two.session"))
     assert alone.returncode == 0, alone.stderr
-    first = session.read(tmp_path / "two.session").conversation.turns[0]  # type: ignore[union-attr]
+    first = session.read(tmp_path / "two.session").conversation.messages[0]  # type: ignore[union-attr]
     assert first.text == "/help"
 
 
@@ -273,7 +273,7 @@ def test_terminal_chat(default_model: str, tmp_path: Path) -> None:
     terminal.type("Tell me a very long story.\r")
     terminal.wait_for(r"> Tell me a very long story.\n(.*\w.*\n){3}")  # of the screen's width
     terminal.type("\x03")
-    terminal.wait_for(r"\(stopped\)")
+    terminal.wait_for(r"\(stopped: /continue goes on\)")
     terminal.wait_for(r"\d+ of 128 tokens: \d+ pinned \+ \d+ recent · \d+ forgotten · \d+ tok/s")
     terminal.type("/memory\r")
     terminal.wait_for(r"pinned 0-\d+: <\|im_start\|>system")

@@ -9,8 +9,9 @@ import signal
 import stat
 import subprocess
 import time
-from dataclasses import replace
 from pathlib import Path
+
+from msgspec.structs import replace
 
 from streamsink import session
 from tests.conftest import Run
@@ -37,7 +38,7 @@ def test_broken_off_and_gone_on_with_it_is_the_same_conversation(
     ]
     assert [part.returncode for part in parts] == [0, 0, 0], parts
     assert "".join(part.stdout for part in parts) == whole.stdout
-    assert "gone on after 14 turns" in parts[2].stderr
+    assert "going on after 7 turns" in parts[2].stderr
     assert "evaluated again" not in parts[2].stderr
     file = home / "sessions" / "a.session"
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
@@ -97,27 +98,27 @@ def test_a_session_with_a_broken_template_is_not_loaded(
 
 
 def test_commands_of_a_session(run: Run, tiny_path: Path, tmp_path: Path) -> None:
-    lines = [*TURNS, "/save a\n", "My cat is Miso.\n", "/pin\n", f"/save {tmp_path}/copy\n"]
+    lines = [*TURNS, "/save a\n", "My cat is Miso.\n", "/pin last\n", f"/save {tmp_path}/copy\n"]
     lines += ["/save\n", "/memory\n", "/history\n", "/recall number 3\n", "/recall 7\n"]
     lines += ["/recall\n", "/recall 99\n", "/load nothing\n"]
     done = run("chat", str(tiny_path), *CHAT, given="".join(lines))
     assert done.returncode == 1  # that of the last mistake
     assert "saved, and will be after every turn: " in done.stderr
-    assert re.search(r"turns: 2 pinned, \d+ visible, .*\d+ forgotten", done.stderr)
+    assert re.search(r"messages: 2 pinned, \d+ visible, .*\d+ forgotten", done.stderr)
     assert "1 (forgotten) > Tell me story number 0." in done.stderr
     assert "21 (pinned) > My cat is Miso." in done.stderr
     assert "7 (forgotten) > Tell me story number 3." in done.stderr
-    assert "Earlier I said:\n> Tell me story number 3.\n\nyour next turn begins" in done.stderr
-    assert "/recall takes words" in done.stderr
-    assert "no turn 99" in done.stderr
+    assert "Earlier I said:\n> Tell me story number 3.\n\nyour next message begins" in done.stderr
+    assert done.stderr.count("your next message begins") == 2  # said, and shown
+    assert "no message 99" in done.stderr
     assert "there is no session" in done.stderr
     loaded = run("chat", str(tiny_path), *CHAT, given="/load a\nWho?\n/history\n")
     assert loaded.returncode == 0, loaded.stderr
-    assert "gone on after 22 turns" in loaded.stderr
+    assert "going on after 11 turns" in loaded.stderr
     assert "> Earlier I said:\n> Tell me story number 3.\n\nWho?" in loaded.stderr
     copy = session.read(tmp_path / "copy")
     assert copy.conversation
-    assert len(copy.conversation.turns) == 22
+    assert len(copy.conversation.messages) == 22
 
 
 def test_listing_showing_exporting_deleting(run: Run, tiny_path: Path, tmp_path: Path) -> None:
@@ -220,11 +221,11 @@ def test_killed_at_any_moment_every_turn_that_was_answered_is_there(
         found = session.read(file)
         assert found.conversation
         # An answer may hold newlines of its own, so of lines there may be more.
-        assert len(found.conversation.turns) > n_turns
-        n_turns = len(found.conversation.turns)
-        assert found.conversation.turns[-1].role == "assistant"
+        assert len(found.conversation.messages) > n_turns
+        n_turns = len(found.conversation.messages)
+        assert found.conversation.messages[-1].role == "assistant"
         lines = answered.decode(errors="replace").split("\n")[:-1]
-        said = [turn.text for turn in found.conversation.turns if turn.role == "assistant"]
+        said = [turn.text for turn in found.conversation.messages if turn.role == "assistant"]
         assert "\n".join(lines) in "\n".join(said)
     process = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, env=environment

@@ -270,13 +270,13 @@ def test_a_conversation_through_a_pipe(say: Say, tiny_path: Path, tmp_path: Path
     done = say("chat", str(tiny_path), *CHAT, "--session", str(file), given=given)
     assert done.returncode == 2  # of the command that is none
     told = done.stderr.decode()
-    assert told.startswith("pinned: 0 tokens\n")  # nothing was said yet
+    assert told.startswith("keep 5: 0 tokens are pinned\n")  # nothing was said yet
     assert told.count("is not all UTF-8 text") == 1
     assert "/usr/bin is no command: /help lists them, and //usr/bin says it" in told
     conversation = session.read(file).conversation
     assert conversation is not None
     assert conversation.system == "Be brief."
-    asked = [turn.text for turn in conversation.turns if turn.role == "user"]
+    asked = [turn.text for turn in conversation.messages if turn.role == "user"]
     assert asked == ["Hi \ufffd there", "/usr/bin is what?", "N\ufffdL", "the end"]
 
 
@@ -293,7 +293,7 @@ def test_turns_of_several_lines_through_a_pipe(say: Say, tiny_path: Path, tmp_pa
         conversation = session.read(file).conversation
         assert conversation is not None
         assert conversation.system == "You are\nmany."
-        asked = [turn.text for turn in conversation.turns if turn.role == "user"]
+        asked = [turn.text for turn in conversation.messages if turn.role == "user"]
         assert asked == ["two\nlines", "/a\n/b", "last\none"]
 
 

@@ -22,21 +22,26 @@ from tests.talks import keeping, said, say
 pytestmark = pytest.mark.usefixtures("at_home")
 
 
-def test_a_new_beginning_keeps_what_was_said(chat: Chat) -> None:
-    a = shelf.locate("a")
+def test_a_new_beginning_is_another_session(chat: Chat) -> None:
+    """What was saved stays where it is, and is let go."""
     conversation = keeping(chat, "a")
     assert conversation.reset() == "begun anew\n"
-    for n in range(1, 3):
+    shelf.take(shelf.locate("a-2")).release()
+    shelf.locate("a-2").write_text("something else")
+    before = "a"
+    for n, name in enumerate(("a-1", "a-3", "a-4"), 1):
         say(chat, f"Word {n}.")
         conversation.save()
-        assert conversation.reset() == f"begun anew\nwhat was said is kept as a-{n}\n"
-        assert said(a) == []
-    say(chat, "Word 3.")
-    conversation.save()
+        assert conversation.reset() == f"begun anew as {name}; what was said stays in {before}\n"
+        assert said(shelf.locate(before)) == [f"Word {n}."]
+        shelf.take(shelf.locate(before)).release()
+        with pytest.raises(SessionError, match="in use"):
+            shelf.take(shelf.locate(name))
+        before = name
+    assert said(shelf.locate("a-4")) == []
+    assert stat.S_IMODE(shelf.locate("a-4").stat().st_mode) == 0o600
+    assert shelf.locate("a-2").read_text() == "something else"
     conversation.let_go()
-    assert said(a) == ["Word 3."]
-    assert [said(shelf.locate(f"a-{n}")) for n in (1, 2)] == [["Word 1."], ["Word 2."]]
-    assert stat.S_IMODE(shelf.locate("a-1").stat().st_mode) == 0o600
 
 
 def test_setting_aside_where_files_have_one_name(
@@ -48,13 +53,17 @@ def test_setting_aside_where_files_have_one_name(
         raise PermissionError(1, "Operation not permitted")
 
     monkeypatch.setattr(os, "link", refused)
+    say(chat, "One.")
     conversation = keeping(chat, "a")
-    for n in range(1, 3):
-        say(chat, f"Word {n}.")
-        conversation.reset()
-        assert said(shelf.locate(f"a-{n}")) == [f"Word {n}."]
-        assert stat.S_IMODE(shelf.locate(f"a-{n}").stat().st_mode) == 0o600
+    conversation.save()
     conversation.let_go()
+    chat.reset()
+    say(chat, "Other.")
+    other = keeping(chat)
+    assert "what was there is kept as a-1\n" in other.save_as(shelf.locate("a"))
+    assert said(shelf.locate("a-1")) == ["One."]
+    assert stat.S_IMODE(shelf.locate("a-1").stat().st_mode) == 0o600
+    other.let_go()
 
 
 def test_what_cannot_be_kept_is_not_given_up(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,10 +82,10 @@ def test_what_cannot_be_kept_is_not_given_up(chat: Chat, monkeypatch: pytest.Mon
         with pytest.raises(SessionError, match="full"):
             conversation.load(shelf.locate("b"), lambda: None)
     with monkeypatch.context() as patched:
-        patched.setattr(os, "link", full)
-        with pytest.raises(SessionError, match="cannot be set aside: No space left"):
+        patched.setattr(shelf, "Lock", full)
+        with pytest.raises(SessionError, match="cannot be kept there: No space left"):
             conversation.reset()
-    assert [turn.text for turn in chat.turns if turn.role == "user"] == ["One.", "Two."]
+    assert [turn.text for turn in chat.messages if turn.role == "user"] == ["One.", "Two."]
     conversation.save()
     conversation.let_go()
     assert said(shelf.locate("a")) == ["One.", "Two."]
@@ -94,6 +103,7 @@ def test_saving_over_another_conversation_keeps_it(chat: Chat) -> None:
     conversation.reset()
     say(chat, "Other.")
     assert "what was there is kept as c-1\n" in conversation.save_as(c)
+    b = shelf.locate("b-1")
     assert (said(c), said(shelf.locate("c-1"))) == (["Other."], ["One.", "Two."])
     shelf.take(c).release()
     with pytest.raises(SessionError, match="is in use"):
@@ -140,13 +150,13 @@ def test_loading_takes_the_other_file_and_lets_this_one_go(chat: Chat) -> None:
     with pytest.raises(SessionError, match="there is no session"):
         conversation.load(shelf.locate("none"), lambda: told.append("none"))
     assert not told
-    assert chat.turns[0].text == "Two."
+    assert chat.messages[0].text == "Two."
     with pytest.raises(SessionError, match="is in use"):
         shelf.take(a)
     shelf.take(shelf.locate("none")).release()
     conversation.load(b, lambda: told.append("b"))
     assert told == ["b"]
-    assert chat.turns[0].text == "One."
+    assert chat.messages[0].text == "One."
     shelf.take(a).release()
     with pytest.raises(SessionError, match="is in use"):
         shelf.take(b)

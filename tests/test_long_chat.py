@@ -54,8 +54,8 @@ def test_what_was_pinned_is_known_at_the_end(n_discard: Discard, default_model: 
                 chat.pin()
             else:
                 said(chat, f"Tell me something about the number {turn}.")
-        assert chat.memory(chat.turns[4]) == "pinned"
-        assert chat.memory(chat.turns[0]) == "forgotten"
+        assert chat.memory(chat.messages[4]) == "pinned"
+        assert chat.memory(chat.messages[0]) == "forgotten"
         assert stream.stats.evicted > 10 * N_CTX
         # At several turns: it depends on how far what is pinned trails the window just then.
         known = [surprise(chat, template)]
@@ -63,11 +63,11 @@ def test_what_was_pinned_is_known_at_the_end(n_discard: Discard, default_model: 
             said(chat, f"Tell me something about the number {turn}.")
             known.append(surprise(chat, template))
         print(said(chat, QUESTION))
-        assert len(chat.turns) == 410
+        assert len(chat.messages) == 410
         chat.unpin()
         for turn in range(10):
             said(chat, f"Tell me something about the number {turn}.")
-        assert chat.memory(chat.turns[4]) == "forgotten"
+        assert chat.memory(chat.messages[4]) == "forgotten"
         assert NAME not in stream.text(stream.visible_tokens())
         unknown = surprise(chat, template)
         print(f"{NAME}: {known} nat while it is pinned, {unknown:.2f} once it is forgotten")

@@ -14,7 +14,7 @@ import pytest
 from streamsink import session
 from streamsink.chat.chat import Chat
 from streamsink.chat.template import ChatTemplate
-from streamsink.cli.keeping import Keeping
+from streamsink.cli.talk.keeping import Keeping
 from streamsink.core.policy import SinkPolicy
 from streamsink.core.sampling import Sampling
 from streamsink.errors import SessionError
@@ -105,7 +105,7 @@ def test_a_slow_disk_does_not_delay_a_conversation(
     path = tmp_path / "slow.session"
     with model.stream(SinkPolicy(4, 1), 64) as stream:
         chat = Chat(stream, ChatTemplate(model.chat_template, model.special_texts))
-        keeping = Keeping(chat, GREEDY, shelf.take(path), aside=True)
+        keeping = Keeping(chat, shelf.take(path), aside=True)
         monkeypatch.setattr(session, "write", slowly)
         for turn in range(4):
             said(chat, f"turn {turn}")
@@ -115,7 +115,7 @@ def test_a_slow_disk_does_not_delay_a_conversation(
         keeping.let_go()
         saved = session.read(path)
         assert saved.conversation
-        assert saved.conversation.turns == tuple(chat.turns)
+        assert saved.conversation.messages == tuple(chat.messages)
         assert saved.stream.index == stream.stats.index
         shelf.take(path).release()
 
@@ -129,7 +129,7 @@ def test_what_cannot_be_written_is_told_later(
     path = tmp_path / "full.session"
     with model.stream(SinkPolicy(4, 1), 64) as stream:
         chat = Chat(stream, ChatTemplate(model.chat_template, model.special_texts))
-        keeping = Keeping(chat, GREEDY, shelf.take(path), aside=True)
+        keeping = Keeping(chat, shelf.take(path), aside=True)
         with monkeypatch.context() as broken:
             broken.setattr(session, "write", fail)
             said(chat, "hello")

@@ -357,7 +357,7 @@ def test_paths_that_lead_nowhere(chat: Chat, at_home: Path) -> None:
             with pytest.raises(StreamsinkError):
                 conversation.load(path, lambda: None)
         conversation.let_go()
-    assert [turn.text for turn in chat.turns][:1] == ["Hi"]
+    assert [turn.text for turn in chat.messages][:1] == ["Hi"]
 
 
 def test_nobodys_own_file_is_overwritten(chat: Chat, at_home: Path) -> None:

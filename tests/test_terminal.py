@@ -25,7 +25,7 @@ from streamsink import SinkPolicy
 from streamsink.cli import terminal
 from streamsink.model import Model
 from streamsink.registry.sources import UrlSource
-from streamsink.session.conversation import Conversation, Turn
+from streamsink.session.conversation import Conversation, Message
 from tests.pulls import RawServer
 
 EVIL = (
@@ -191,7 +191,9 @@ def home(tmp_path_factory: pytest.TempPathFactory, tiny_path: Path) -> Path:
     (folder / "sessions").mkdir()
     with Model.open(tiny_path) as model, model.stream(SinkPolicy(), 128) as stream:
         stream.feed("Hi")
-        conversation = Conversation((Turn("user", EVIL, 0, 2), Turn("assistant", EVIL, 2, 4)), EVIL)
+        conversation = Conversation(
+            (Message("user", EVIL, 0, 2), Message("assistant", EVIL, 2, 4)), EVIL
+        )
         stream.save(folder / "sessions" / f"{name}.session", conversation=conversation)
         stream.save(folder / "sessions" / "good.session", conversation=conversation)
     words = json.dumps(EVIL, ensure_ascii=False).replace("\x7f", "\\u007f")
@@ -352,7 +354,7 @@ def test_a_chat_on_a_terminal(home: Path) -> None:
     said += child.before
     for words in typed:  # which the terminal itself echoes
         said = said.replace(words, "")
-    assert "gone on after 2 turns" in said
+    assert "going on after 1 turn;" in said
     assert "evil\nend" in said.replace("\r", "")
     assert "]0;title[2J[31m" in said
     # The editor of lines asks for a cursor and hides it.

@@ -18,7 +18,7 @@ from streamsink.core.sampling import Sampling
 from streamsink.engine.stream import Stream
 from streamsink.errors import UsageError
 from streamsink.session import export
-from streamsink.session.conversation import Turn
+from streamsink.session.conversation import Message
 from streamsink.session.remains import what_is_left
 from tests.fake_backend import BOS, EOS, FakeBackend
 from tests.test_chat import SOURCE, Scripted, answer, fed, open_chat
@@ -32,7 +32,7 @@ def talk_on(chat: Chat, backend: Scripted, n: int) -> None:
 
 
 def memories(chat: Chat) -> list[str]:
-    return [chat.memory(turn) for turn in chat.turns]
+    return [chat.memory(turn) for turn in chat.messages]
 
 
 def opened(source: str, n_ctx: int = 400, **more: Any) -> tuple[Chat, Scripted]:
@@ -71,7 +71,7 @@ def test_an_export_knows_the_same(tmp_path: Path) -> None:
     chat.save(tmp_path / "a.session")
     saved = session.read(tmp_path / "a.session")
     messages = json.loads(export.plain(saved))["messages"]
-    for turn, message in zip(chat.turns, messages, strict=True):
+    for turn, message in zip(chat.messages, messages, strict=True):
         memory = chat.memory(turn)
         assert message["pinned"] == (memory == "pinned")
         assert message["forgotten"] == (memory == "forgotten")
@@ -82,8 +82,8 @@ def test_a_question_whose_beginning_is_gone_is_not_pinned() -> None:
     answer(
         chat, backend, "A question that is rather long, and will be cut?", "It was, by then, so."
     )
-    answer_is = chat.memory(chat.turns[1])
-    assert chat.memory(chat.turns[0]) == "cut"
+    answer_is = chat.memory(chat.messages[1])
+    assert chat.memory(chat.messages[0]) == "cut"
     assert answer_is == "visible"
     chat.pin()
     assert memories(chat) == ["cut", "pinned"]
@@ -192,7 +192,7 @@ def test_released_tokens_of_an_older_prefix(tmp_path: Path) -> None:
 def test_what_is_left(
     turn: tuple[int, int], sees: list[tuple[int, int]], pinned: Any, memory: str
 ) -> None:
-    assert what_is_left(Turn("user", "", *turn), sees, pinned) == memory
+    assert what_is_left(Message("user", "", *turn), sees, pinned) == memory
 
 
 # -- the end of an answer -------------------------------------------------------------------------
@@ -214,7 +214,7 @@ def test_an_end_that_is_no_token_is_a_stop() -> None:
     chat, backend = opened(SOURCE.replace("</s>", "<end_of_turn>"))
     backend.says("Red.<end_of_turn><end_of_turn>", ends=False)
     assert "".join(step.text for step in chat.say("A colour?", 40)) == "Red."
-    assert chat.turns[-1].text == "Red."
+    assert chat.messages[-1].text == "Red."
     answer(chat, backend, "Another?", "Blue.")
     assert b"Red.<end_of_turn>[user]Another?<end_of_turn>[assistant]Blue." in fed(chat)
 
@@ -250,12 +250,12 @@ def test_old_thoughts_leave_the_window() -> None:
     assert b"[user]2+2?</s>[assistant]It is 4.</s>[user]And 3?</s>[assistant]<think>" in text
     assert b"four" not in text
     words = [
-        bytes(t % 256 for t in chat.stream.tokens_between(w.start, w.stop)) for w in chat.turns
+        bytes(t % 256 for t in chat.stream.tokens_between(w.start, w.stop)) for w in chat.messages
     ]
     assert words[0].endswith(b"2+2?</s>[assistant]")
     assert words[1] == b"It is 4.</s>"
     assert words[2].startswith(b"[user]And 3?")
-    assert [turn.text[:7] for turn in chat.turns[1::2]] == ["<think>"] * 2
+    assert [turn.text[:7] for turn in chat.messages[1::2]] == ["<think>"] * 2
 
 
 def test_what_is_written_before_an_answer_goes_once_it_is_past() -> None:
@@ -301,7 +301,7 @@ def test_thoughts_stay_where_the_template_keeps_them() -> None:
     index = chat.stream.stats.index
     answer(chat, backend, "And 3?", "It is 6.")
     assert b"[assistant]<think>\nHm, four.\n</think>\n\nIt is 4.</s>" in fed(chat)
-    assert chat.turns[2].start == index
+    assert chat.messages[2].start == index
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 100])

@@ -100,6 +100,11 @@ OPERATIONS: dict[str, Callable[[Chat], object]] = {
     "change_system exact": lambda chat: chat.change_system("Be brief.", exact=True),
     "quote": lambda chat: chat.quote(0),
     "reset": Chat.reset,
+    "undo": Chat.undo,
+    "retry": Chat.retry,
+    "edit": lambda chat: chat.edit("Or rather?"),
+    "edit long": lambda chat: chat.edit(LONG),
+    "take_in": lambda chat: chat.take_in("A question from elsewhere?", "Its answer."),
 }
 
 
@@ -142,7 +147,7 @@ def test_before_or_after(template: ChatTemplate, name: str, n_turns: int) -> Non
             ends.append(state(chat) == after)
             # It goes on from there.
             said(chat, backend.fake, "Really?", "Yes.")
-            roles = [turn.role for turn in chat.turns]
+            roles = [turn.role for turn in chat.messages]
             assert roles == ["user", "assistant"] * (len(roles) // 2), where
             cells = [cell.token for cell in backend.stream_cells()]
             assert cells == chat.stream.visible_tokens()[: len(cells)], where
@@ -173,7 +178,7 @@ def test_a_short_question_is_taken_in_whole(template: ChatTemplate) -> None:
     backend.strike_in(9, next(f for f in FAULTS if f.name == "ctrl-c-after"))
     with pytest.raises(KeyboardInterrupt):
         chat.say("And so?")
-    assert [turn.text for turn in chat.turns[-2:]] == ["And so?", ""]
+    assert [turn.text for turn in chat.messages[-2:]] == ["And so?", ""]
 
 
 def test_an_answer_that_nobody_asked_for(template: ChatTemplate) -> None:
@@ -187,7 +192,7 @@ def test_an_answer_that_nobody_asked_for(template: ChatTemplate) -> None:
         said(chat, backend.fake, "And?", "So.")
         text = bytes(token for token in chat.stream.visible_tokens() if token < 256)
         assert b"Never mind.</s>[assistant]</s>[user]And?</s>" in text
-        assert [turn.text for turn in chat.turns[2:]] == ["Never mind.", "", "And?", "So."]
+        assert [turn.text for turn in chat.messages[2:]] == ["Never mind.", "", "And?", "So."]
         if not close:
             with pytest.raises(UsageError, match="has gone on"):
                 next(steps)
@@ -201,7 +206,7 @@ def test_an_answer_has_what_the_stream_has(template: ChatTemplate) -> None:
     steps = chat.say("Count.")
     for _ in range(5):
         next(steps)
-    answer = chat.turns[-1]
+    answer = chat.messages[-1]
     assert answer.text == "One t"
     assert bytes(chat.stream.tokens_between(answer.start, answer.stop)) == b"One t"
 
@@ -220,7 +225,7 @@ def test_restoring_is_undone_too(template: ChatTemplate, tmp_path: Path) -> None
         backend.due.clear()
         said(chat, backend.fake, "And?", "So.")
         assert chat.restore(file, cells).n_evaluated == 0
-        assert [turn.text for turn in chat.turns] == ["Question 0?", "Answer 0."]
+        assert [turn.text for turn in chat.messages] == ["Question 0?", "Answer 0."]
 
 
 # -- signals ------------------------------------------------------------------------------------

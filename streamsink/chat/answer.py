@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol
 from streamsink.chat.template import ChatTemplate
 from streamsink.chat.words import Part
 from streamsink.core.events import Step
-from streamsink.session.conversation import Conversation, Turn
+from streamsink.session.conversation import Conversation, Message
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,24 +19,31 @@ class Answer:
 
     Attributes
     ----------
-    start : int
-        Index of its first token.
+    begun : Message
+        What there was of it before.
     steps : list of Step
-        Its tokens so far; the stream enters each when it takes it in.
+        Its tokens since; the stream enters each when it takes it in.
     """
 
-    start: int
+    begun: Message
     steps: list[Step]
+
+    @classmethod
+    def at(cls, index: int, steps: list[Step]) -> Answer:
+        """An answer that begins at an index."""
+        return cls(Message("assistant", "", index, index), steps)
 
     @property
     def last(self) -> Step | None:
         """The newest token."""
         return self.steps[-1] if self.steps else None
 
-    def turn(self) -> Turn:
+    @property
+    def message(self) -> Message:
         """The answer as far as it was given."""
-        text = "".join(step.text for step in self.steps)
-        return Turn("assistant", text, self.start, self.start + len(self.steps))
+        begun = self.begun
+        text = begun.text + "".join(step.text for step in self.steps)
+        return Message("assistant", text, begun.start, begun.stop + len(self.steps))
 
 
 class Past(NamedTuple):
@@ -79,7 +86,7 @@ def past(conversation: Conversation, template: ChatTemplate, stream: Tokens) -> 
     string. Where the template drops thoughts, or what it wrote before an answer, the exchange is
     taken in again as it writes it.
     """
-    turn, last = conversation.turns[-1], conversation.last
+    turn, last = conversation.messages[-1], conversation.last
     if turn.role != "assistant":  # no answer was asked for
         return Past(turn.stop)
     tokens = stream.tokens_between(turn.start, turn.stop)
@@ -92,7 +99,7 @@ def past(conversation: Conversation, template: ChatTemplate, stream: Tokens) -> 
     drops = finish == "eos" and not written
     if len(tokens) < turn.stop - turn.start:  # its beginning is forgotten
         return Past(turn.stop - drops, written=written)
-    question = conversation.turns[-2]
+    question = conversation.messages[-2]
     whole = len(stream.tokens_between(question.start, turn.start)) == turn.start - question.start
     words = template.past(turn.text)
     if whole and (template.answer_opening or words.strip() != turn.text.strip()):
@@ -107,8 +114,8 @@ def past(conversation: Conversation, template: ChatTemplate, stream: Tokens) -> 
 
 def _exchange(conversation: Conversation, template: ChatTemplate) -> list[Part]:
     """The last question and its answer as the template writes them once they are past."""
-    question, answer = conversation.turns[-2:]
-    n_turns = sum(turn.role == "user" for turn in conversation.turns) - 1
+    question, answer = conversation.messages[-2:]
+    n_turns = conversation.n_turns - 1
     if n_turns:
         before = template.before_turn(system=conversation.system, n_turns=n_turns)
         header = without(before, template.closing_text)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import NamedTuple
+
+from msgspec.structs import replace
 
 from streamsink.chat.answer import Past, without
 from streamsink.chat.answer import past as past_of
@@ -54,10 +55,11 @@ class Writer:
 
     def words(self, conversation: Conversation, text: str) -> Words:
         """What the template writes around a question; the stream is not touched."""
-        if not conversation.turns:
+        if not conversation.messages:
             return Words(*self._template.opening(conversation.system, text))
-        n_turns = n_questions(conversation)
-        before, after = self._template.next_turn(text, system=conversation.system, n_turns=n_turns)
+        before, after = self._template.next_turn(
+            text, system=conversation.system, n_turns=conversation.n_turns
+        )
         return Words(before, after, self.past(conversation))
 
     def past(self, conversation: Conversation) -> Past | None:
@@ -68,7 +70,7 @@ class Writer:
 
     def take(self, conversation: Conversation, words: Words) -> Conversation:
         """Feed a question, or the beginning of one; the conversation with ``begun``."""
-        if not conversation.turns:
+        if not conversation.messages:
             conversation = self._open(conversation, words)
         elif conversation.begun is None:
             conversation = self._begin(conversation, words)
@@ -140,25 +142,20 @@ class Writer:
         if not past.exchange:
             return conversation, past.written
         start = past.start + _n_alike(self.tokens(past.parts[:-1], goes_on=True), tokens)
-        *earlier, question, answer = conversation.turns
-        turns = (*earlier, replace(question, stop=start), replace(answer, start=start))
-        return replace(conversation, turns=turns), ""
+        *earlier, question, answer = conversation.messages
+        messages = (*earlier, replace(question, stop=start), replace(answer, start=start))
+        return replace(conversation, messages=messages), ""
 
     def tokens(self, parts: Sequence[Part], *, goes_on: bool = False) -> list[int]:
         """Tokens of parts of a text, which may go on from ordinary text."""
         return self.stream.tokenize_parts(parts, after_text=goes_on)
 
 
-def n_questions(conversation: Conversation) -> int:
-    """How many turns of a conversation are the user's."""
-    return sum(turn.role == "user" for turn in conversation.turns)
-
-
 def _ended_at(conversation: Conversation, index: int) -> Conversation:
     """The conversation whose last turn ends at an index, the template's end of it included."""
-    *earlier, last = conversation.turns
+    *earlier, last = conversation.messages
     return replace(
-        conversation, turns=(*earlier, replace(last, stop=max(last.start, index))), last=None
+        conversation, messages=(*earlier, replace(last, stop=max(last.start, index))), last=None
     )
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from streamsink.cli import progress, terminal
+from streamsink.cli import pulling, terminal
 from streamsink.cli.table import show
 from streamsink.errors import UsageError
 from streamsink.registry.catalog import DEFAULT_MODEL, entry_named, load_registry, user_registry
@@ -56,7 +56,7 @@ def pull(
     else:
         size = f" ({file_size(entry.size)})" if entry.size else ""
         terminal.note(f"pulling {entry.name}{size} from {entry.source}")
-        path = _pull(entry, force)
+        path = pulling.pull(entry, force=force)
     terminal.path(path)
 
 
@@ -147,20 +147,6 @@ def rm(
         fetch.remove(entry)
     if forget:
         edit.forget(name)
-
-
-def _pull(entry: Entry, force: bool) -> Path:
-    from streamsink.registry import fetch
-
-    bar = progress.Transfer(entry.name)
-    try:
-        with bar:
-            return fetch.pull(entry, bar.goes_on, force=force)
-    except KeyboardInterrupt:
-        kept = kept_bytes(entry)
-        said = f"{file_size(kept)} are kept, pull again to go on" if kept else "nothing is kept"
-        terminal.note(f"interrupted: {said}")
-        raise typer.Exit(130) from None
 
 
 def _state(entry: Entry) -> str:

@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from streamsink.cli import terminal
+from streamsink.cli.choosing import ModelOptions
+from streamsink.cli.life import Life
 from streamsink.cli.options import CacheOptions, EngineOptions, LogOptions, usual_ctx
 from streamsink.core.policy import SinkPolicy
 from streamsink.errors import UsageError
 from streamsink.gguf.advice import warnings
-from streamsink.registry.files import entry_for, resolve
+from streamsink.registry.files import entry_for
 
 if TYPE_CHECKING:
     from streamsink.core.events import Event
@@ -32,6 +34,7 @@ def opened(
     model: str,
     policy: SinkPolicy,
     ctx: int | None,
+    which: ModelOptions,
     engine: EngineOptions,
     cache: CacheOptions,
     log: LogOptions,
@@ -42,11 +45,11 @@ def opened(
 ) -> Iterator[tuple[Model, Stream]]:
     """Check everything that can be checked without a model, then load it and open a stream.
 
-    What is odd about the model is told once.
+    What is odd about the model, or about the policy, is told once.
 
     Parameters
     ----------
-    model, policy, ctx, engine, cache, log
+    model, policy, ctx, which, engine, cache, log
         What was asked for; ``None`` is the command's own choice, or the session's.
     chat : bool
         Whether it is for a conversation by the model's own template.
@@ -59,14 +62,12 @@ def opened(
     if session is None:
         policy.check(n_ctx)
     settings = engine.settings(cache)
-    path = resolve(model)
-    if log.verbose:
+    path = which.locate(model)
+    if log.verbose > 1:
         _show_log()
     with _event_writer(log.json_events) as write:
-        from streamsink.model import Model
-
         on_event = _both(write, hears)
-        with Model.open(path, engine.gpu_layers) as loaded:
+        with _loaded(path, engine.gpu_layers) as loaded:
             if session is not None:
                 given = engine.given(cache)
                 stream = loaded.restore(session, policy, ctx, on_event=on_event, **given)
@@ -78,8 +79,22 @@ def opened(
                     policy, n_ctx, on_event=on_event, **dataclasses.asdict(settings)
                 )
             with stream:
-                warn(warnings(loaded.traits, settings, n_ctx=stream.n_ctx, chat=chat))
+                warn(warnings(loaded.traits, settings, stream.policy, stream.n_ctx, chat=chat))
                 yield loaded, stream
+
+
+def _loaded(path: Path, gpu_layers: int | None) -> Model:
+    """The model of a file, while a terminal shows how much of it is in memory."""
+    done = 0.0
+
+    def tell(part: float) -> None:
+        nonlocal done
+        done = part
+
+    with Life(lambda: f"loading {path.name}{f', {done:.0%}' if 0 < done < 1 else ''}"):
+        from streamsink.model import Model
+
+        return Model.open(path, gpu_layers, progress=tell)
 
 
 def _both(first: Hears | None, second: Hears | None) -> Hears | None:

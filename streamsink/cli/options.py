@@ -23,7 +23,7 @@ N_CTX = 2048
 """Tokens of context where nobody says how many."""
 
 
-def _names(incomplete: str) -> list[str]:
+def model_names(incomplete: str) -> list[str]:
     """Names of the registry, for shell completion; none where it cannot be read."""
     try:
         return [name for name in load_registry() if name.startswith(incomplete)]
@@ -36,7 +36,7 @@ ModelName = Annotated[
     typer.Argument(
         metavar="MODEL",
         help="A name of `streamsink models`, or a .gguf file.",
-        autocompletion=_names,
+        autocompletion=model_names,
     ),
 ]
 
@@ -253,7 +253,17 @@ class LogOptions:
     json_events: Annotated[
         Path | None, typer.Option(help="Write a JSON line per eviction and the like.")
     ] = None
-    verbose: Annotated[bool, typer.Option("--verbose", help="Show llama.cpp's own log.")] = False
+    verbose: Annotated[
+        int,
+        typer.Option(
+            "--verbose",
+            "-v",
+            count=True,
+            metavar="",
+            help="Show the speed at the end; twice: llama.cpp's own log too.",
+            show_default=False,
+        ),
+    ] = 0
 
 
 def usual_ctx(entry: Entry | None) -> int:

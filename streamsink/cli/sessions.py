@@ -75,7 +75,7 @@ def show(
         return
     for key, value in record.items():
         terminal.say(f"{key:12} {value}")
-    for turn in found.conversation.turns[-2:] if found.conversation else ():
+    for turn in found.conversation.messages[-2:] if found.conversation else ():
         terminal.say(f"{turn.role:12} {turn.text}")
 
 
@@ -144,7 +144,7 @@ def _record(name: str, path: Path, session: Session) -> dict[str, Any]:
     return {
         "name": name,
         "model": session.kind.path,
-        "turns": len(session.conversation.turns) if session.conversation else 0,
+        "turns": len(session.conversation.messages) if session.conversation else 0,
         "tokens": stream.n_tokens + len(stream.pending),
         "visible": stream.n_live,
         "forgotten": stream.counters.evicted,

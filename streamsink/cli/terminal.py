@@ -8,17 +8,22 @@ own; a tag character or a blank of no width hides text (Unicode Technical Report
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import re
+import shutil
 import sys
 from pathlib import Path
-from typing import Protocol, TextIO
+from typing import TYPE_CHECKING, Protocol, TextIO
 
 import typer
 from rich.console import Console
 
 from streamsink.errors import UsageError
+
+if TYPE_CHECKING:
+    from streamsink.cli.wrapping import Wrapper
 
 LONGEST = 800
 """Letters of a message: with all of them two columns wide it still fits a screen of 80 by 24."""
@@ -82,6 +87,40 @@ def out(text: str, *, dim: bool = False) -> None:
     _write(sys.stdout, _dim(harmless(text), dim) if shows else text)
 
 
+class Flow:
+    """Text that comes in pieces: on a terminal words wrap at the edge, else it goes out as it is.
+
+    Parameters
+    ----------
+    stderr : bool
+        Whether it goes to standard error, as what concerns the program does beside a pipe.
+    """
+
+    def __init__(self, *, stderr: bool = False) -> None:
+        self._stderr = stderr
+        self._wrapper: Wrapper | None = None
+        if _is_terminal(self._stream) and os.environ.get("TERM") != "dumb":
+            from streamsink.cli.wrapping import Wrapper
+
+            self._wrapper = Wrapper(lambda: shutil.get_terminal_size().columns)
+
+    def __call__(self, text: str, *, dim: bool = False) -> None:
+        """Write a piece."""
+        if self._wrapper is None:
+            (err if self._stderr else out)(text, dim=dim)
+        else:
+            _write(self._stream, _dim(self._wrapper.push(harmless(text)), dim))
+
+    def ends_line(self) -> None:
+        """End the line, if one has begun."""
+        if self._wrapper and self._wrapper.column:
+            self("\n")
+
+    @property
+    def _stream(self) -> TextIO | None:
+        return sys.stderr if self._stderr else sys.stdout
+
+
 def err(text: str, *, dim: bool = False) -> None:
     """Write what concerns the program to standard error, harmless wherever it goes."""
     _write(sys.stderr, _dim(harmless(text), dim and _is_terminal(sys.stderr)))
@@ -114,6 +153,13 @@ def path(file: Path) -> None:
     elif sys.stdout is not None:
         sys.stdout.flush()
         _write(sys.stdout, os.fsencode(file) + b"\n")
+
+
+def to_clipboard(text: str) -> None:
+    """Ask the terminal to put a text into its clipboard (OSC 52), where there is one."""
+    if is_terminal():
+        coded = base64.b64encode(text.encode("utf-8", "replace")).decode()
+        _write(sys.stdout, f"\x1b]52;c;{coded}\a")
 
 
 def console(*, stderr: bool = False) -> Console:
@@ -161,13 +207,18 @@ def is_terminal() -> bool:
     return _is_terminal(sys.stdout)
 
 
+def is_shown() -> bool:
+    """Whether standard error is shown to somebody."""
+    return _is_terminal(sys.stderr)
+
+
 def is_asked() -> bool:
     """Whether somebody sits at the keyboard."""
     return _is_terminal(sys.stdin)
 
 
-def confirm(question: str) -> None:
-    """Ask for a yes.
+def confirm(question: str, *, yes: bool = False) -> None:
+    """Ask for a yes; where nothing is said, it is the answer if ``yes`` is true.
 
     Raises
     ------
@@ -179,7 +230,7 @@ def confirm(question: str) -> None:
     question = line(question)
     if not is_asked():
         raise UsageError(f"{question} There is nobody to ask here: --yes")
-    if not typer.confirm(question, err=True):
+    if not typer.confirm(question, default=yes, err=True):
         raise typer.Exit(1)
 
 

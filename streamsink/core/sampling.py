@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from streamsink.system.checked import real, text, whole
 
+MAX_TOKENS = 1024
+"""Tokens of an answer in a chat at most, where nobody says otherwise."""
+
 
 @dataclass(frozen=True, slots=True)
 class Sampling:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from itertools import chain, pairwise
 
 import msgspec
@@ -133,6 +133,18 @@ class Snapshot:
             tape.write(piece.index, piece.tokens)
         tape.write(self.n_tokens, self.pending)
         return tape
+
+    def until(self, index: int) -> Snapshot:
+        """It as it would be if the tokens from an index of the window on had not come."""
+        *head, window = self.pieces
+        window = replace(window, tokens=window.tokens[: index - window.index])
+        return replace(
+            self,
+            n_tokens=index,
+            pieces=(*head, window),
+            pending=(),
+            boundaries=tuple(place for place in self.boundaries if place <= index),
+        )
 
     @property
     def sees(self) -> tuple[tuple[int, int], ...]:

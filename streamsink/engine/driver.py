@@ -193,6 +193,14 @@ class Driver(Settling):
         self.controller.settle_on(self.controller.state.without_cells())
         yield from self.finish()
 
+    def read_until(self, index: int) -> Task[None]:
+        """Evaluate again what is visible before an index of the window, and nothing else."""
+        controller = self.controller
+        before = controller.snapshot().until(index)
+        yield from self.will_lose(before.n_live)
+        controller.resume(before, with_cells=False)
+        yield from self.finish()
+
     def keep(self, plan: Callable[[], Plan]) -> Task[None]:
         """Take tokens out of the midst of the window; what `Controller.plan_keeping` says.
 

@@ -90,13 +90,16 @@ class Feeding(Base):
         return scores
 
     @call
-    def rewind(self, index: int) -> Task[None]:
+    def rewind(self, index: int, *, anew: bool = False) -> Task[None]:
         """Go back to where the token of an index was yet to come; what came since is gone.
 
         Parameters
         ----------
         index : int
             An index of the window, or the stream's next.
+        anew : bool, default False
+            Where the model cannot take tokens back, evaluate again what is visible before them; it
+            remembers nothing of what was evicted.
 
         Raises
         ------
@@ -104,6 +107,8 @@ class Feeding(Base):
             It is not in the window: what was evicted before it does not come back.
         CacheError
             The model cannot take tokens back: a recurrent state holds them.
+        DecodeError
+            What is visible could not be evaluated; whatever comes next tries again.
         """
         index = place_of(index)
         controller = self._controller
@@ -114,7 +119,10 @@ class Feeding(Base):
                 f"the stream cannot go back to {index}: {first} to {last} are possible"
             )
         if index < ledger.next_index:
-            yield from self._driver.truncate(ledger.next_index - index)
+            if anew and not self._context.capabilities.takes_back:
+                yield from self._driver.read_until(index)
+            else:
+                yield from self._driver.truncate(ledger.next_index - index)
         controller.drop(index)
 
     @quick

@@ -38,6 +38,15 @@ class Reporting(Base):
                 threads=self._driver.context.threads,
             )
 
+    @property
+    def n_unread(self) -> int:
+        """Tokens taken in that are yet to be evaluated.
+
+        May be asked for from any thread at any time, so also while `feed` is under way: it says how
+        far that is.
+        """
+        return self._controller.n_pending
+
     @call
     def visible(self) -> Task[list[Visible]]:
         """What the model can still see, oldest first; what lies between was forgotten.

@@ -5,12 +5,24 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from streamsink.core.policy import SinkPolicy
     from streamsink.gguf.settings import CacheSettings
     from streamsink.gguf.traits import Traits
 
 
+NO_SINK = (
+    "nothing is pinned: once the window moves, most models lose their footing and write nonsense "
+    "(StreamingLLM, table 1): --keep 4 or more"
+)
+
+
 def warnings(
-    traits: Traits, settings: CacheSettings, *, n_ctx: int | None = None, chat: bool = False
+    traits: Traits,
+    settings: CacheSettings,
+    policy: SinkPolicy | None = None,
+    n_ctx: int | None = None,
+    *,
+    chat: bool = False,
 ) -> list[str]:
     """What is odd about a model, or about what is asked of it.
 
@@ -20,6 +32,8 @@ def warnings(
         The model.
     settings : CacheSettings
         The cache.
+    policy : SinkPolicy, optional
+        What is kept and what evicted.
     n_ctx : int, optional
         Tokens of context that are asked for.
     chat : bool
@@ -44,4 +58,6 @@ def warnings(
             f"{len(traits.swa_layers) or 'some'} of {traits.n_layer} layers see the last "
             f"{traits.n_swa} tokens only: what is pinned is out of their sight"
         )
+    if policy and policy.n_keep == 0 and not traits.recurrent:
+        found.append(NO_SINK)
     return found

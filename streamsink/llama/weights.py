@@ -17,6 +17,7 @@ from streamsink.gguf.header import Header
 from streamsink.gguf.preflight import UNMEASURED, Measured
 from streamsink.gguf.reader import read_header, tensor_names
 from streamsink.llama.library import hearing
+from streamsink.llama.loading import Loading, Progress
 from streamsink.llama.params import model_params
 from streamsink.llama.read_traits import TOLD, read_traits
 from streamsink.llama.tokenizer import NativeTokenizer
@@ -36,6 +37,8 @@ class Weights:
         Its header, where it was read already.
     measured : Measured, optional
         What a trial found.
+    progress : callable, optional
+        Told how much is in memory, from 0 to 1; what it raises ends the loading.
 
     Attributes
     ----------
@@ -69,6 +72,7 @@ class Weights:
         *,
         header: Header | None = None,
         measured: Measured = UNMEASURED,
+        progress: Progress | None = None,
     ) -> None:
         self.path = path
         self.measured = measured
@@ -79,13 +83,17 @@ class Weights:
         names = tensor_names(header)
         params = model_params(n_gpu_layers)
         self.offloads = params.n_gpu_layers > 0
+        loading = Loading(progress)
+        params.progress_callback = loading.callback
         with hearing(TOLD) as said:
             handle = llama.llama_model_load_from_file(os.fsencode(path), params)
             if handle:
                 self._free = weakref.finalize(self, llama.llama_model_free, handle)
         if not handle:
+            loading.check()
             raise ModelError(f"llama.cpp cannot load {path}: {said.reason or 'no reason given'}")
         try:
+            loading.check()  # it came with the last step
             fingerprint.require_unchanged()  # llama.cpp opened it by its name
             self._hold(handle, names, said.lines)
         except BaseException:

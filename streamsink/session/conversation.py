@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from streamsink.core.events import Step
 from streamsink.core.sampling import Sampling
 
+ELSEWHERE = -(2**60)
+"""An index below all that a stream has: of messages that it has never seen."""
 
-@dataclass(frozen=True, slots=True)
-class Turn:
+
+class Message(msgspec.Struct, frozen=True):
     """What was said.
 
     Attributes
@@ -26,14 +28,13 @@ class Turn:
     stop: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Conversation:
+class Conversation(msgspec.Struct, frozen=True):
     """A conversation, its stream aside.
 
     Attributes
     ----------
-    turns : tuple of Turn
-        The whole of it, what the model has forgotten included.
+    messages : tuple of Message
+        The whole of it, what the model has forgotten included: questions and answers by turns.
     system : str
         The system prompt.
     template : str
@@ -54,7 +55,7 @@ class Conversation:
         Whether the model is to think before it answers, where that was said.
     """
 
-    turns: tuple[Turn, ...] = ()
+    messages: tuple[Message, ...] = msgspec.field(default=(), name="turns")
     system: str = ""
     template: str = ""
     block: tuple[int, int] = (0, 0)
@@ -64,3 +65,8 @@ class Conversation:
     last: Step | None = None
     sampling: Sampling | None = None
     thinking: bool | None = None
+
+    @property
+    def n_turns(self) -> int:
+        """Turns: questions, with their answers."""
+        return sum(message.role == "user" for message in self.messages)

@@ -7,12 +7,12 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from streamsink.core.snapshot import Snapshot
-from streamsink.session.conversation import Turn
+from streamsink.session.conversation import Message
 from streamsink.session.file import Session
 from streamsink.session.remains import Memory, what_is_left
 
 
-def left(turn: Turn, stream: Snapshot) -> Memory:
+def left(turn: Message, stream: Snapshot) -> Memory:
     """What the model could still see of a turn."""
     return what_is_left(turn, stream.sees, stream.pinned_ranges)
 
@@ -23,7 +23,7 @@ def markdown(session: Session, title: str) -> str:
     lines = [f"# {title}", "", f"{Path(session.kind.path).name}, {saved(session)}", ""]
     if conversation and conversation.system:
         lines += ["**System**", "", conversation.system, ""]
-    for turn in conversation.turns if conversation else ():
+    for turn in conversation.messages if conversation else ():
         who = "You" if turn.role == "user" else "Model"
         lines += [f"**{who}**{_remark(turn, session.stream)}", "", turn.text.strip(), ""]
     return "\n".join(lines)
@@ -45,7 +45,7 @@ def plain(session: Session) -> str:
             "pinned": left(turn, session.stream) == "pinned",
             "forgotten": left(turn, session.stream) == "forgotten",
         }
-        for turn in (conversation.turns if conversation else ())
+        for turn in (conversation.messages if conversation else ())
     ]
     record = {"model": session.kind.path, "saved": saved(session), "messages": [*system, *turns]}
     return json.dumps(record, indent=2, ensure_ascii=False) + "\n"
@@ -56,6 +56,6 @@ def saved(session: Session) -> str:
     return datetime.fromtimestamp(session.saved, timezone.utc).isoformat(timespec="seconds")
 
 
-def _remark(turn: Turn, stream: Snapshot) -> str:
+def _remark(turn: Message, stream: Snapshot) -> str:
     what = left(turn, stream)
     return "" if what == "visible" else f" ({what})"

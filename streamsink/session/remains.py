@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Literal, TypeAlias
 
-from streamsink.session.conversation import Turn
+from streamsink.session.conversation import Message
 
 Memory: TypeAlias = Literal["pinned", "visible", "cut", "forgotten"]
 """Of a turn that is cut the model sees a part: its end, or what of it is pinned."""
@@ -13,12 +13,12 @@ Memory: TypeAlias = Literal["pinned", "visible", "cut", "forgotten"]
 Ranges: TypeAlias = Iterable[tuple[int, int]]
 
 
-def what_is_left(turn: Turn, sees: Ranges, pinned: Ranges) -> Memory:
+def what_is_left(turn: Message, sees: Ranges, pinned: Ranges) -> Memory:
     """What the model can still see of a turn.
 
     Parameters
     ----------
-    turn : Turn
+    turn : Message
         The turn.
     sees : iterable of (int, int)
         Index ranges that the next token can see, half-open.

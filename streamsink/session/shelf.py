@@ -26,8 +26,13 @@ LONGEST = 200
 _RESERVED = re.compile(
     r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³])(\..*)?", re.IGNORECASE
 )
+_NUMBERED = re.compile(r"(.+)-\d+")
 # Once only these were names, and anything else was a file in the current folder.
 _ONCE_A_NAME = re.compile(r"[\w][\w -]*")
+
+
+class _InUse(SessionError):
+    """Another process holds the session."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +109,29 @@ class Kept:
             ) from None
         return None
 
+    def beside(self) -> Kept:
+        """Reserve a new file beside it: ``NAME-1`` and so on, the first that is not there.
+
+        Raises
+        ------
+        SessionError
+            As for `take`.
+        """
+        stem = self.path.name.removesuffix(SUFFIX)
+        suffix = self.path.name[len(stem) :]
+        if found := _NUMBERED.fullmatch(stem):
+            stem = found[1]
+        for number in count(1):
+            path = self.path.with_name(f"{stem}-{number}{suffix}")
+            if os.path.lexists(path):
+                continue
+            with contextlib.suppress(_InUse):
+                kept = take(path)
+                if kept.found is None:
+                    return kept
+                kept.release()  # somebody has written it just now
+        raise AssertionError
+
     def release(self) -> None:
         """Let other processes write it. Twice is fine."""
         self._lock.close()
@@ -176,7 +204,7 @@ def take(path: Path) -> Kept:
     SessionError
         Another process holds it, its folder cannot be written, or it is no regular file.
     """
-    busy = SessionError(f"the session {path} is in use: end the other chat, or take a new name")
+    busy = _InUse(f"the session {path} is in use: end the other chat, or take a new name")
     try:
         if path.parent == folder():
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

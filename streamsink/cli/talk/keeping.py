@@ -20,7 +20,6 @@ from streamsink.system.memory import available_bytes
 
 if TYPE_CHECKING:
     from streamsink.chat.chat import Chat
-    from streamsink.core.sampling import Sampling
     from streamsink.engine.saving import Capture
 
 
@@ -35,23 +34,13 @@ class Keeping:
     ----------
     chat : Chat
         The chat.
-    sampling : Sampling
-        How answers are chosen.
     kept : shelf.Kept or None
         The file, which is the chat's own until `let_go`.
     aside : bool
         Whether `save` writes while somebody reads or types; else it ends when all is on the disk.
-
-    Attributes
-    ----------
-    sampling : Sampling
-        How answers are chosen; of a session that was loaded, its own.
     """
 
-    def __init__(
-        self, chat: Chat, sampling: Sampling, kept: shelf.Kept | None, *, aside: bool = False
-    ) -> None:
-        self.sampling = sampling
+    def __init__(self, chat: Chat, kept: shelf.Kept | None, *, aside: bool = False) -> None:
         self.aside = aside
         self._saver = Saver()
         self._chat = chat
@@ -99,7 +88,7 @@ class Keeping:
             return None
         if self._saver.is_busy and not self._has_room():
             self._saver.wait()
-        captured = self._chat.capture(self.sampling)
+        captured = self._chat.capture()
         self._saver.give(lambda: self._write(captured))
         if not self.aside:
             self._saver.wait()
@@ -150,14 +139,15 @@ class Keeping:
         taken = shelf.take(path)
         try:
             aside = None if self._may_overwrite(taken.path) else taken.set_aside()
-            self._chat.save(taken.path, self.sampling)
+            self._chat.save(taken.path)
             if self._kept is None:
                 self._kept, self._seen = taken, taken.stamp()
         finally:
             if self._kept is not taken:
                 taken.release()
+        kept = f"what was there is kept as {_name(aside)}\n" if aside else ""
         always = ", and will be after every turn" if self._kept is taken else ""
-        return f"saved{always}: {terminal.line(str(taken.path))}\n{_told(aside, 'what was there')}"
+        return f"saved{always}: {terminal.line(str(taken.path))}\n{kept}"
 
     def load(self, path: Path, tell: Callable[[], object]) -> None:
         """Go on with another session; what was said until now has to be saved somewhere.
@@ -185,35 +175,44 @@ class Keeping:
             with self._chat.stream.transaction():
                 self._chat.restore(saved, cells, logits)
                 self._kept, self._seen, taken = taken, seen, self._kept or taken
-                if saved.conversation and saved.conversation.sampling:
-                    self.sampling = saved.conversation.sampling
                 tell()
         finally:
             if taken is not self._kept:  # the one before, or the one that could not be loaded
                 taken.release()
 
     def reset(self) -> str:
-        """Begin anew; return what to tell.
+        """Begin anew, in a file of its own if this one is saved; return what to tell.
 
         Raises
         ------
         SessionError
-            What was said cannot be saved, or not be set aside: nothing has changed.
+            What was said cannot be saved, or nothing new beside it: nothing has changed.
         """
-        told = ""
         self._saver.wait()
-        if self._has_begun and self._kept:
-            self.save_now()
-            told = _told(self._kept.set_aside(), "what was said")
-        elif self._has_begun:
-            told = "what was said was saved nowhere\n"
-        self._chat.reset()
+        if not (self._has_begun and self._kept):
+            told = "; what was said was saved nowhere" if self._has_begun else ""
+            self._chat.reset()
+            self.save()
+            return f"begun anew{told}\n"
+        self.save_now()
+        fresh = self._kept.beside()
+        try:
+            with self._chat.stream.transaction():
+                self._chat.reset()
+                self._kept, self._seen, fresh = fresh, None, self._kept
+        finally:
+            fresh.release()  # the one before, or the new one that is not needed
         self.save()
-        return f"begun anew\n{told}"
+        return f"begun anew as {self.name}; what was said stays in {_name(fresh.path)}\n"
+
+    @property
+    def name(self) -> str:
+        """What the session is called; '' if there is none."""
+        return _name(self._kept.path) if self._kept else ""
 
     @property
     def _has_begun(self) -> bool:
-        return bool(self._chat.turns) or self._chat.stream.stats.index > 0
+        return bool(self._chat.messages) or self._chat.stream.stats.index > 0
 
     def _may_overwrite(self, path: Path) -> bool:
         """Whether a file holds nothing but what was said in this conversation too.
@@ -232,12 +231,11 @@ class Keeping:
         if conversation is None:
             return False
         mine, there = (
-            [(turn.role, turn.text) for turn in turns[: len(conversation.turns)]]
-            for turns in (self._chat.turns, conversation.turns)
+            [(turn.role, turn.text) for turn in turns[: len(conversation.messages)]]
+            for turns in (self._chat.messages, conversation.messages)
         )
         return mine == there
 
 
-def _told(aside: Path | None, what: str) -> str:
-    """Where something is kept that was to be overwritten, if anything was."""
-    return f"{what} is kept as {terminal.line(shelf.name_of(aside))}\n" if aside else ""
+def _name(path: Path) -> str:
+    return terminal.line(shelf.name_of(path))
