@@ -28,5 +28,5 @@ def keeping(chat: Chat, name: str | None = None) -> Keeping:
 
 
 def without_cuts(told: str) -> list[str]:
-    """Lines of stderr but for those that tell of answers cut at ``--max-tokens``."""
-    return [line for line in told.splitlines() if not line.startswith("(cut at --max-tokens")]
+    """Lines of stderr but for those that tell of answers that were cut off."""
+    return [line for line in told.splitlines() if not line.startswith("(cut at ")]

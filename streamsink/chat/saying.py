@@ -80,7 +80,7 @@ class Saying(Base):
             raise UsageError("the last answer is past: ask for more of it")
         if conversation.last and conversation.last.finish in OVER:
             raise UsageError(OVER[conversation.last.finish])
-        if (sampling or self.sampling).grammar:
+        if (sampling or self.sampling).is_constrained:
             raise UsageError("an answer under a grammar does not go on: the grammar begins anew")
         steps: list[Step] = []
         answering = self._answering(steps, max_tokens, stop, sampling)

@@ -20,6 +20,7 @@ from streamsink.core.policy import SinkPolicy
 from streamsink.errors import UsageError
 from streamsink.gguf.advice import warnings
 from streamsink.registry.files import entry_for
+from streamsink.system.writing import open_out
 
 if TYPE_CHECKING:
     from streamsink.core.events import Event
@@ -120,7 +121,7 @@ def _event_writer(path: Path | None) -> Iterator[Hears | None]:
         yield None
         return
     try:
-        file = path.open("w", encoding="utf-8")
+        file = open_out(path)
     except OSError as error:
         raise _unwritable(path, error) from None
 

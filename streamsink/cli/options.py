@@ -17,7 +17,7 @@ from streamsink.gguf.settings import CacheSettings, Threads
 from streamsink.registry.catalog import load_registry
 from streamsink.registry.entries import Entry
 from streamsink.registry.files import entry_for
-from streamsink.system.reading import read_whole
+from streamsink.system.reading import given, read_whole
 
 N_CTX = 2048
 """Tokens of context where nobody says how many."""
@@ -237,12 +237,24 @@ class SamplingOptions:
     ] = None
     seed: Annotated[int | None, typer.Option(help="Seed of the draw; random without.")] = None
     grammar: Annotated[Path | None, typer.Option(help="File with a GBNF grammar to follow.")] = None
+    json_schema: Annotated[
+        str | None,
+        typer.Option(
+            "--json-schema",
+            "-j",
+            metavar="JSON|FILE",
+            help="JSON schema to follow, or a file with one; {} lets any JSON follow.",
+        ),
+    ] = None
 
     def sampling(self, before: Sampling | None = None) -> Sampling:
         """The sampler settings that the options ask for, or else those of before."""
         asked = asdict(self)
         asked["temperature"] = asked.pop("temp")
         asked["grammar"] = read_whole(self.grammar, "grammar") if self.grammar else None
+        asked["json_schema"] = self.json_schema and schema_of(self.json_schema)
+        if before and (asked["grammar"] or asked["json_schema"]):
+            before = replace(before, grammar=None, json_schema=None)
         return replace(before or Sampling(), **_given(asked))
 
 
@@ -274,6 +286,12 @@ def usual_ctx(entry: Entry | None) -> int:
 def keep_of(text: str) -> policies.Keep:
     """What ``--keep`` means."""
     return "system" if text == "system" else number("keep", text, "a number, -1 or 'system'")
+
+
+def schema_of(text: str) -> str:
+    """What ``--json-schema`` means: a schema, or a file with one."""
+    text = given(text, "--json-schema")
+    return text if text.lstrip().startswith("{") else read_whole(Path(text), "json-schema")
 
 
 def discard_of(text: str) -> policies.Discard:

@@ -91,7 +91,7 @@ def export(
     from streamsink.session import export as forms
     from streamsink.session import is_archive
     from streamsink.session.shelf import SUFFIX
-    from streamsink.system.atomic import write_text
+    from streamsink.system.writing import write_whole
 
     path, found = _read(name)
     text = forms.plain(found) if as_json else forms.markdown(found, path.name.removesuffix(SUFFIX))
@@ -101,7 +101,7 @@ def export(
     if is_archive(out):
         raise UsageError(f"--out {out} is a session, or another archive: give another file")
     try:
-        write_text(out, text)
+        write_whole(out, text)
     except OSError as error:
         raise UsageError(f"--out {out} cannot be written: {error.strerror or error}") from None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from streamsink.errors import UsageError
 from streamsink.system.checked import real, text, whole
 
 MAX_TOKENS = 1024
@@ -20,6 +21,8 @@ class Sampling:
         GBNF grammar that the text must follow; its start symbol is ``root``. It may have 256 KiB,
         50,000 elements (repeated ones counted), 100 parentheses within one another and 2,000
         repetitions of an item, and llama.cpp must have tried it within 5 seconds.
+    json_schema : str, optional
+        JSON schema that the text must follow, in place of a grammar; ``{}`` lets any JSON follow.
     repeat_penalty, frequency_penalty, presence_penalty : float
         Penalties on recent tokens; 1, 0 and 0 switch them off.
     repeat_last_n : int
@@ -40,7 +43,7 @@ class Sampling:
     Raises
     ------
     UsageError
-        A value out of its range or of another type.
+        A value out of its range or of another type; a grammar and a schema.
     """
 
     temperature: float = 0.8
@@ -53,6 +56,7 @@ class Sampling:
     presence_penalty: float = 0.0
     seed: int | None = None
     grammar: str | None = None
+    json_schema: str | None = None
 
     def __post_init__(self) -> None:
         checked: dict[str, object] = {
@@ -69,8 +73,17 @@ class Sampling:
             checked["seed"] = whole("seed", self.seed, 0, 2**32 - 2)
         if self.grammar is not None:
             checked["grammar"] = text("grammar", self.grammar)
+        if self.json_schema is not None:
+            checked["json_schema"] = text("json-schema", self.json_schema)
+        if self.grammar is not None and self.json_schema is not None:
+            raise UsageError("--grammar and --json-schema exclude one another: give one")
         for name, value in checked.items():
             object.__setattr__(self, name, value)
+
+    @property
+    def is_constrained(self) -> bool:
+        """Whether the text must follow a grammar or a schema."""
+        return self.grammar is not None or self.json_schema is not None
 
     @property
     def penalizes(self) -> bool:

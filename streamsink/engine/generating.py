@@ -48,7 +48,7 @@ class _Asked:
         if max_tokens is not None:
             max_tokens = checked.whole("max-tokens", max_tokens, 0, MOST_TOKENS)
         checked.truth("ignore-eos", ignore_eos)
-        if ignore_eos and sampling.grammar:
+        if ignore_eos and sampling.is_constrained:
             raise UsageError("a grammar ends where the text ends: drop ignore_eos or the grammar")
         return cls(max_tokens, sampling, ignore_eos, **others)
 

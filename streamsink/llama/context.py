@@ -22,6 +22,7 @@ from streamsink.gguf.settings import CacheSettings
 from streamsink.gguf.traits import capabilities, check_types
 from streamsink.llama import grammar, lane_probe
 from streamsink.llama.cells import NativeCells, compact_bytes
+from streamsink.llama.json_schema import grammar_of
 from streamsink.llama.making import made_context
 from streamsink.llama.native import Native
 from streamsink.llama.sampler import NativeSampler
@@ -258,8 +259,9 @@ class NativeContext(NativeCells):
 
     def check_sampling(self, sampling: Sampling) -> None:
         """Try the grammar, if there is one, in a process of its own; see `grammar.checked`."""
-        if sampling.grammar is not None:
-            grammar.checked(sampling.grammar, self._weights.path)
+        text = grammar_of(sampling)
+        if text is not None:
+            grammar.checked(text, self._weights.path)
 
     def sampler(self, sampling: Sampling, recent: Sequence[int]) -> NativeSampler:
         """Build a chain; ``recent`` tokens count for its repetition penalties."""

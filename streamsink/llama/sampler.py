@@ -26,6 +26,7 @@ from streamsink.core.sampling import Sampling
 from streamsink.engine.context import Logits
 from streamsink.errors import ClosedError, LogitsError, UsageError
 from streamsink.llama.grammar import Candidates, Grammar, checked
+from streamsink.llama.json_schema import grammar_of
 from streamsink.llama.tokenizer import NativeTokenizer
 
 N_SEEDS = 2**32 - 1
@@ -53,13 +54,13 @@ class NativeSampler:
     Raises
     ------
     UsageError
-        The grammar cannot be read, or not be followed.
+        The grammar or the schema cannot be read, or not be followed.
     """
 
     def __init__(
         self, tokenizer: NativeTokenizer, path: Path, sampling: Sampling, recent: Sequence[int]
     ) -> None:
-        text = sampling.grammar
+        text = grammar_of(sampling)
         self._grammar = None if text is None else Grammar(tokenizer, checked(text, path))
         self._n_vocab = tokenizer.n_tokens
         params = llama.llama_sampler_chain_default_params()

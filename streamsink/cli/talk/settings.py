@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from streamsink.cli.options import discard_of, keep_of, number
+from streamsink.cli.options import discard_of, keep_of, number, schema_of
 from streamsink.errors import UsageError
 from streamsink.system.reading import given, read_whole
 
@@ -115,6 +115,8 @@ SETTINGS = (
             ("random",)),
     Setting("grammar", "grammar", "a file with a GBNF grammar, or none",
             _or_none(_grammar, "none"), ("none",)),
+    Setting("json-schema", "json_schema", "a JSON schema or a file with one, or none",
+            _or_none(schema_of, "none"), ("none",), ("format",)),
     Setting("max-tokens", "max_tokens", "maximum tokens per answer; -1: no limit",
             _or_none(_whole("max-tokens"), "-1"), ("-1",), ("n", "num_predict", "n_predict")),
     Setting("stop", "stop", "text that ends an answer, or none",
