@@ -27,9 +27,9 @@ def test_a_file_is_whole(tmp_path: Path) -> None:
 def test_an_open_descriptor_loses_nothing(name: str, tmp_path: Path) -> None:
     """What stood in the file behind it stays, and what comes later is added."""
     code = (
-        "import sys; from pathlib import Path\n"
+        "from pathlib import Path\n"
         "from streamsink.system.writing import open_out, write_whole\n"
-        f"print('one'); write_whole(Path({name!r}), 'two\\n'); sys.stdout.flush()\n"
+        f"print('one', flush=True); write_whole(Path({name!r}), 'two\\n')\n"
         f"with open_out(Path({name!r})) as out: out.write('three\\n')\n"
         "print('four')\n"
     )

@@ -128,12 +128,12 @@ def err(text: str, *, dim: bool = False) -> None:
 
 def say(text: str = "") -> None:
     """Say a line on standard output; in a terminal it is no longer than a screen."""
-    out(line(text, LONGEST if is_terminal() else None) + "\n")
+    Flow()(line(text, LONGEST if is_terminal() else None) + "\n")
 
 
 def note(text: str) -> None:
     """Say a line on standard error, no longer than a screen."""
-    err(line(text) + "\n")
+    Flow(stderr=True)(line(text) + "\n")
 
 
 def tell(text: str) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import stat
-import sys
 from pathlib import Path
 from typing import TextIO
 
@@ -45,7 +44,6 @@ def write_whole(path: Path, text: str) -> None:
     if _descriptor(path) is None and is_file(path):
         write_text(path, text)
         return
-    sys.stdout.flush()
     with open_out(path) as out:
         out.write(text)
 

@@ -137,7 +137,7 @@ def _think(talk: Talk, argument: str, write: Write) -> None:
     write(f"{how}; thoughts are {'shown' if talk.thoughts else 'hidden'}\n")
 
 
-@command("model", "[NAME]", "go on with another model", values=model_names)
+@command("model", "[NAME]", "go on with another model", values=model_names, tells=True)
 def _model(talk: Talk, name: str, write: Write) -> None:
     if name:
         n_evaluated = talk.change_model(name)

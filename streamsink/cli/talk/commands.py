@@ -58,8 +58,8 @@ class Command:
         before it.
     others : tuple of str
         Other names.
-    answers : bool
-        Whether an answer comes, which tells of itself how far it is.
+    tells : bool
+        Whether it tells of itself how far it is, as answers do.
     """
 
     name: str
@@ -68,7 +68,7 @@ class Command:
     do: Do
     values: Values
     others: tuple[str, ...] = ()
-    answers: bool = False
+    tells: bool = False
 
 
 Values: TypeAlias = "Callable[[Talk, list[str]], dict[str, str]]"
@@ -86,12 +86,12 @@ def command(
     says: str,
     *others: str,
     values: Values = no_values,
-    answers: bool = False,
+    tells: bool = False,
 ) -> Callable[[Do], Do]:
     """Enter a function as a command."""
 
     def enter(do: Do) -> Do:
-        _COMMANDS[name] = Command(name, argument, says, do, values, others, answers)
+        _COMMANDS[name] = Command(name, argument, says, do, values, others, tells)
         return do
 
     return enter

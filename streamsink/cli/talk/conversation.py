@@ -113,10 +113,9 @@ def interactive(talk: Talk, title: str, advice: str = "") -> None:
     write = terminal.Flow()
     prompt = Prompt(talk, lambda: status(talk))
     talk.keeping.aside = True
-    terminal.say(title)
-    if advice:
-        terminal.say(advice)
-    terminal.say("/help lists the commands, Ctrl-D leaves.")
+    for line in (title, advice, "/help lists the commands, Ctrl-D leaves."):
+        if line:
+            write(f"{terminal.line(line)}\n")
     talk.greet(write)
     typed = ""
     while True:
@@ -182,7 +181,7 @@ def _take(talk: Talk, text: str, write: terminal.Flow) -> After:
 def _carry_out(talk: Talk, line: str, write: Write) -> After:
     """Carry out a command; what takes long shows how far it is."""
     command, argument = find(line)
-    if command.answers:
+    if command.tells:
         return command.do(talk, argument, write) or STAYS
     with ExitStack() as shown:
         life = shown.enter_context(reading(talk.chat.stream, f"/{command.name}"))

@@ -76,9 +76,10 @@ def _carry_out(talk: Talk, text: str) -> dict[str, Any] | None:
     message = _message(text)
     if "command" in message:
         command, argument = find(message["command"])
+        before = talk.spoken
         after = command.do(talk, argument, remark)
-        if command.answers and (spoken := talk.spoken):
-            return _with_remarks(answered(talk, spoken), said)
+        if talk.spoken and talk.spoken is not before:
+            return _with_remarks(answered(talk, talk.spoken), said)
         done = {"command": message["command"], "text": "".join(said)}
         return None if after and after.leaves else done
     if message.get("role", "user") == "system":

@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, TypeAlias
 
 from streamsink.cli import terminal
+from streamsink.cli.life import reading
 from streamsink.cli.talk.keeping import Keeping
 from streamsink.cli.talk.speaking import InMarkdown, Plain, Show, Silent, Spoken, speak
 
@@ -199,7 +200,8 @@ class Talk:
         with ExitStack() as opened:
             model, other = opened.enter_context(self._open_other(name, stream.policy, stream.n_ctx))
             template = ChatTemplate(model.chat_template, model.special_texts)
-            n_evaluated = self.chat.move_to(other, template)
+            with reading(other):
+                n_evaluated = self.chat.move_to(other, template)
             before, self._others = self._others, opened.pop_all()
             self.model = model
         before.close()

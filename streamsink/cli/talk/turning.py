@@ -52,7 +52,7 @@ def sampling_settings(talk: Talk, before: list[str]) -> dict[str, str]:
 
 
 @command("retry", "[NAME VALUE]…", "answer the last question anew; with other settings, this once",
-         "regenerate", values=sampling_settings, answers=True)  # fmt: skip
+         "regenerate", values=sampling_settings, tells=True)  # fmt: skip
 def _retry(talk: Talk, argument: str, write: Write) -> None:
     chat = talk.chat
     asked = read(words(argument))
@@ -68,7 +68,7 @@ def _retry(talk: Talk, argument: str, write: Write) -> None:
         write("(the same answer again: /retry temp 1 may give another)\n")
 
 
-@command("continue", "", "go on with an answer that was cut off", "go", answers=True)
+@command("continue", "", "go on with an answer that was cut off", "go", tells=True)
 def _continue(talk: Talk, _: str, write: Write) -> None:
     chat = talk.chat
     begun = chat.messages[-1].text if chat.messages else ""
@@ -76,15 +76,14 @@ def _continue(talk: Talk, _: str, write: Write) -> None:
 
 
 @command("undo", "", "take back the last question and its answer")
-def _undo(talk: Talk, _: str, write: Write) -> After:
-    question = talk.chat.undo()
+def _undo(talk: Talk, _: str, write: Write) -> None:
+    talk.chat.undo()
     talk.keeping.save()
     n = talk.chat.conversation().n_turns
-    write(f"taken back; {n:,} turn{'s' * (n != 1)} left. /edit or ↑ has the question\n")
-    return After(typed=question)
+    write(f"taken back; {n:,} turn{'s' * (n != 1)} left\n")
 
 
-@command("edit", "[TEXT]", "ask the last question otherwise", answers=True)
+@command("edit", "[TEXT]", "ask the last question otherwise", tells=True)
 def _edit(talk: Talk, text: str, write: Write) -> After | None:
     chat = talk.chat
     if not text:
