@@ -57,6 +57,7 @@ class FileServer(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.body = BODY
+        self.bodies: dict[str, bytes] = {}  # what is at other paths
         self.etag: str | None = '"one"'
         self.ranges = True
         self.if_range = True
@@ -98,7 +99,8 @@ class _Handler(BaseHTTPRequestHandler):
             status, headers = files.says.pop(0)
             self._head(status, {"Content-Length": "0", **headers})
             return
-        body, start, status = files.body, 0, 200
+        body = files.bodies.get(self.path.partition("?")[0], files.body)
+        start, status = 0, 200
         current = not files.if_range or asked.get("if-range", files.etag) == files.etag
         if files.ranges and "range" in asked and current:
             start, status = int(asked["range"].removeprefix("bytes=").rstrip("-")), 206
