@@ -19,6 +19,10 @@ class UsageError(StreamsinkError):
     exit_code = 2
 
 
+class EngineError(StreamsinkError):
+    """llama-cpp-python is missing, broken or too old."""
+
+
 class ModelError(StreamsinkError):
     """A model file is there but cannot be used: not GGUF, truncated, of an unsupported kind."""
 

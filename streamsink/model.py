@@ -70,10 +70,10 @@ class Model(Closing):
         ModelError
             The file cannot be loaded.
         """
-        header = read_header(Path(resolve(os.fspath(name_or_path))))
-        measured = preflight(header)
         from streamsink.llama.weights import Weights
 
+        header = read_header(Path(resolve(os.fspath(name_or_path))))
+        measured = preflight(header)
         return cls(
             Weights(header.path, n_gpu_layers, header=header, measured=measured, progress=progress)
         )

@@ -16,6 +16,8 @@ import pyte
 import pytest
 
 from streamsink import session
+from streamsink.cli import main
+from streamsink.cli.lazy import load
 from streamsink.cli.talk.conversation import fitting
 from streamsink.errors import UsageError
 from streamsink.registry.files import resolve
@@ -43,16 +45,40 @@ def run(*arguments: str, given: str = "") -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_help_loads_no_engine() -> None:
+COMMANDS = ["", "chat", "generate", "models", "models pull", "sessions", "doctor", "bench speed"]
+HEAVY = ["llama_cpp", "numpy", "jinja2", "prompt_toolkit", "matplotlib", "rich.progress", "tomlkit"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_imports_what_it_shows(command: str) -> None:
+    """And nothing of another command."""
     code = (
         "import sys\nfrom streamsink.cli.main import app\n"
-        "try:\n    app(['--help'], standalone_mode=False)\nexcept SystemExit:\n    pass\n"
-        "assert 'llama_cpp' not in sys.modules, 'llama.cpp was loaded'\n"
-        "assert 'numpy' not in sys.modules, 'numpy was loaded'\n"
+        "try:\n    app([*sys.argv[1:], '--help'], standalone_mode=False)\n"
+        "except SystemExit:\n    pass\n"
+        "print(*sys.modules, file=sys.stderr)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "chat" in done.stdout
+    done = subprocess.run(
+        [sys.executable, "-c", code, *command.split()], capture_output=True, text=True, check=True
+    )
+    loaded = set(done.stderr.split())
+    assert loaded.isdisjoint(HEAVY)
+    assert not any(name.startswith("streamsink.bench") for name in loaded)
+    others = {f"streamsink.cli.{one.partition(' ')[0]}" for one in COMMANDS if one}
+    assert loaded & others == {f"streamsink.cli.{command.partition(' ')[0]}"} - {"streamsink.cli."}
+    assert "Usage" in done.stdout
+
+
+def test_the_list_of_commands_says_what_their_own_help_says() -> None:
+    for name, place in main.COMMANDS.items():
+        own = load(name, place).help
+        assert own.partition("\n")[0].startswith(place.says.rstrip(".")), name
+
+
+def test_a_command_that_is_none_names_the_near_ones() -> None:
+    done = run("chta")
+    assert done.returncode == 2
+    assert "Did you mean 'chat'" in done.stderr
 
 
 def test_alone_it_shows_its_help_and_nothing_else() -> None:

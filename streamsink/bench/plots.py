@@ -15,6 +15,7 @@ from streamsink.bench.rows import rope_name
 from streamsink.bench.statistics import paired_interval
 from streamsink.core.policy import LARGEST
 from streamsink.errors import StreamsinkError
+from streamsink.system.installing import how_to_install
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -45,7 +46,7 @@ def draw(records: Sequence[Record]) -> Iterator[tuple[str, str, Figure]]:
         from matplotlib.figure import Figure
     except ImportError:
         raise StreamsinkError(
-            "there are no plots without matplotlib: pip install 'streamsink[bench]'"
+            f"there are no plots without matplotlib: {how_to_install('matplotlib')}"
         ) from None
 
     for name, caption, paint in (

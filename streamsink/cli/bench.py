@@ -39,8 +39,8 @@ class _AllByDefault(TyperGroup):
 
 app = typer.Typer(
     cls=_AllByDefault,
-    help="Measure a stream: speed, perplexity, recall, memory. Alone, a bit of everything on the "
-    "default model, in a few minutes.",
+    help="Measure what streaming costs, and what forgetting costs.\n\nAlone, or with a model, it "
+    "measures a bit of everything, in a few minutes.",
 )
 
 

@@ -13,7 +13,6 @@ import typer
 from streamsink.cli import terminal
 from streamsink.cli.choosing import STDIN, ModelOptions, Words
 from streamsink.cli.grouped import grouped
-from streamsink.cli.opening import opened
 from streamsink.cli.options import (
     CacheOptions,
     EngineOptions,
@@ -23,7 +22,6 @@ from streamsink.cli.options import (
 )
 from streamsink.core.sampling import MAX_TOKENS
 from streamsink.errors import StreamsinkError, UsageError
-from streamsink.registry.catalog import DEFAULT_MODEL
 from streamsink.system.reading import given, read_text, read_whole
 from streamsink.system.turns import separator_of
 
@@ -141,7 +139,7 @@ def chat(
     engine: EngineOptions,
     log: LogOptions,
 ) -> None:
-    """Chat with a model, without end: it forgets the oldest words, and never the pinned ones.
+    """Chat with a model, without end: it forgets the oldest words, never the pinned ones.
 
     When stdin is no terminal, each line is a message and the answers go to stdout as plain text;
     a prompt (or -) makes it one question instead. A message that begins with a slash is a command,
@@ -165,6 +163,8 @@ def chat(
             f"{'--jsonl is a message a line' if json_lines else 'a prompt is one question'}, which "
             "--turns-separated-by cannot divide: drop one"
         )
+    from streamsink.cli.opening import opened
+
     with ExitStack() as held:
         kept, saved = _session(session, held) if session is not None else (None, None)
         if saved:
@@ -263,6 +263,8 @@ def _question(prompt: str) -> str:
 
 def _advice(model: str) -> str:
     """What somebody should know who talks to the default model."""
+    from streamsink.registry.catalog import DEFAULT_MODEL
+
     if model not in ("", DEFAULT_MODEL):
         return ""
     return (

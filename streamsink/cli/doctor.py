@@ -15,8 +15,6 @@ from streamsink.cli.options import EngineOptions, ModelName
 from streamsink.cli.table import show
 from streamsink.errors import StreamsinkError, UsageError
 from streamsink.gguf.advice import warnings
-from streamsink.registry.files import resolve
-from streamsink.system.child import INSPECTOR, Child
 from streamsink.system.memory import available_bytes
 from streamsink.system.sizes import gib
 
@@ -39,7 +37,9 @@ def doctor(
     *,
     engine: EngineOptions,
 ) -> None:
-    """Tell what a model allows and needs, without loading it; alone, what is installed here.
+    """Check what a model allows and needs; alone, what is installed here.
+
+    The weights are not loaded.
 
     A model that cannot stream is told so, and the exit code is 1.
     """
@@ -48,6 +48,9 @@ def doctor(
         return
     contexts = _contexts(ctx) if ctx else []
     settings = engine.settings()
+    from streamsink.registry.files import resolve
+    from streamsink.system.child import INSPECTOR, Child
+
     path = Path(resolve(model))
     # Begun before NumPy and the rest are imported here: both take a quarter of a second.
     with Child(INSPECTOR, gpu=True) as process:

@@ -13,7 +13,6 @@ from streamsink.cli import terminal
 from streamsink.cli.choosing import STDIN, ModelOptions, Words
 from streamsink.cli.grouped import grouped
 from streamsink.cli.life import reading, speed
-from streamsink.cli.opening import opened
 from streamsink.cli.options import (
     CacheOptions,
     EngineOptions,
@@ -88,6 +87,8 @@ def generate(
         pieces = iter([given(prompt, "--prompt")])
     else:
         pieces = _some(read_text([file or STDIN], "file"), is_asked_for=file is not None)
+    from streamsink.cli.opening import opened
+
     with opened(model, policy, memory.ctx, which, engine, cache, log) as (_, stream):
         n_read, seconds = _read(stream, pieces, special=special, whole=policy.n_keep == -1)
         limit = None if max_tokens == -1 else max_tokens

@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from streamsink import __version__
-from streamsink.cli import bench, chat, doctor, generate, models, sessions, terminal
+from streamsink.cli import terminal
+from streamsink.cli.lazy import Place, lazy
 from streamsink.errors import StreamsinkError
 
 FAULT = 70
@@ -17,18 +18,25 @@ FAULT = 70
 TRACEBACK = "STREAMSINK_TRACEBACK"
 """The variable of the environment that asks for Python's own account of it."""
 
+COMMANDS = {
+    name: Place(f"streamsink.cli.{name}", says)
+    for name, says in {
+        "chat": "Chat with a model, without end: it forgets the oldest words, never the pinned ones.",
+        "generate": "Continue a text of any length.",
+        "models": "List, pull, add and remove models.",
+        "sessions": "List, show, export and remove saved chats.",
+        "doctor": "Check what a model allows and needs; alone, what is installed here.",
+        "bench": "Measure what streaming costs, and what forgetting costs.",
+    }.items()
+}
+
 app = typer.Typer(
     name="streamsink",
     help="Endless streams through a finite context, on any GGUF model.",
+    cls=lazy(COMMANDS),
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("chat")(chat.chat)
-app.command("generate")(generate.generate)
-app.command("doctor")(doctor.doctor)
-app.add_typer(models.app, name="models")
-app.add_typer(sessions.app, name="sessions")
-app.add_typer(bench.app, name="bench")
 
 
 def _print_version(wanted: bool) -> None:
@@ -40,7 +48,14 @@ def _print_version(wanted: bool) -> None:
 @app.callback()
 def root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="And leave.")
+        bool,
+        typer.Option(
+            "--version",
+            "-V",
+            callback=_print_version,
+            is_eager=True,
+            help="Show the version and exit.",
+        ),
     ] = False,
 ) -> None:
     """Endless streams through a finite context, on any GGUF model.

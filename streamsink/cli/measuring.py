@@ -14,11 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from streamsink.cli import terminal
-from streamsink.cli.opening import warn
 from streamsink.cli.options import CacheOptions, EngineOptions
 from streamsink.errors import UsageError
 from streamsink.gguf.advice import warnings
-from streamsink.registry.catalog import DEFAULT_MODEL
 from streamsink.system.reading import stdin
 
 if TYPE_CHECKING:
@@ -110,7 +108,7 @@ def measure(context: typer.Context, model: str, plan: Plan, options: RunOptions)
         else:
             folder = _create(str(context.info_name), model, opened, plan, options)
             plan = Plan.from_dict(folder.config["plan"])
-        warn(warnings(opened.traits, plan.setup.cache))
+        terminal.warn(warnings(opened.traits, plan.setup.cache))
         tasks = plan.tasks()
         try:
             with Bar(tasks, folder) as bar:
@@ -146,6 +144,8 @@ def _create(kind: str, asked: str, model: Any, plan: Plan, options: RunOptions) 
 
     now = datetime.now(timezone.utc)
     path = options.out or Path("streamsink-runs") / f"{now:%Y-%m-%d-%H%M%S}-{kind}"
+    from streamsink.registry.catalog import DEFAULT_MODEL
+
     name = str(Path(asked).resolve()) if os.path.isfile(asked) else asked or DEFAULT_MODEL
     config = {
         "command": shlex.join(["streamsink", *sys.argv[1:]]),

@@ -17,7 +17,7 @@ from streamsink.registry.files import is_here, kept_bytes, location, resolve
 from streamsink.registry.sources import HfSource, PathSource, PypiSource, Source, UrlSource
 from streamsink.system.sizes import file_size
 
-app = typer.Typer(help="Models by name: which there are, which are here, and how to get them.")
+app = typer.Typer(help="List, pull, add and remove models.")
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="A name of `streamsink models`.")]
 

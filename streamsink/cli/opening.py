@@ -7,7 +7,7 @@ import dataclasses
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
@@ -80,7 +80,9 @@ def opened(
                     policy, n_ctx, on_event=on_event, **dataclasses.asdict(settings)
                 )
             with stream:
-                warn(warnings(loaded.traits, settings, stream.policy, stream.n_ctx, chat=chat))
+                terminal.warn(
+                    warnings(loaded.traits, settings, stream.policy, stream.n_ctx, chat=chat)
+                )
                 yield loaded, stream
 
 
@@ -107,12 +109,6 @@ def _both(first: Hears | None, second: Hears | None) -> Hears | None:
         second(event)
 
     return hear
-
-
-def warn(lines: Sequence[str]) -> None:
-    """Tell what is odd, on stderr."""
-    for line in lines:
-        terminal.tell(f"warning: {line}")
 
 
 @contextmanager

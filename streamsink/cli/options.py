@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -14,10 +14,10 @@ from streamsink.core.policy import SinkPolicy
 from streamsink.core.sampling import Sampling
 from streamsink.errors import UsageError
 from streamsink.gguf.settings import CacheSettings, Threads
-from streamsink.registry.catalog import load_registry
-from streamsink.registry.entries import Entry
-from streamsink.registry.files import entry_for
 from streamsink.system.reading import given, read_whole
+
+if TYPE_CHECKING:
+    from streamsink.registry.entries import Entry
 
 N_CTX = 2048
 """Tokens of context where nobody says how many."""
@@ -25,6 +25,8 @@ N_CTX = 2048
 
 def model_names(incomplete: str) -> list[str]:
     """Names of the registry, for shell completion; none where it cannot be read."""
+    from streamsink.registry.catalog import load_registry
+
     try:
         return [name for name in load_registry() if name.startswith(incomplete)]
     except UsageError:
@@ -103,6 +105,8 @@ class PolicyOptions:
         if before:
             return replace(before, **asked)
         policy = SinkPolicy(**{"n_keep": "system" if chat else 4, **asked})
+        from streamsink.registry.files import entry_for
+
         entry = entry_for(model)
         return policy if entry is None else self._with_defaults_of(entry, policy, chat=chat)
 

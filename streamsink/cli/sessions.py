@@ -16,7 +16,7 @@ from streamsink.system.sizes import file_size
 if TYPE_CHECKING:
     from streamsink.session import Session
 
-app = typer.Typer(help="Saved conversations: list, show, export and delete them.")
+app = typer.Typer(help="List, show, export and remove saved chats.")
 
 Name = Annotated[
     str,

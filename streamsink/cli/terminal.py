@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TextIO
 
@@ -139,6 +140,12 @@ def note(text: str) -> None:
 def tell(text: str) -> None:
     """Say what went wrong, or will."""
     note(f"streamsink: {text}")
+
+
+def warn(lines: Sequence[str]) -> None:
+    """Tell what is odd."""
+    for found in lines:
+        tell(f"warning: {found}")
 
 
 def say_json(value: object) -> None:

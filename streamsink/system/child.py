@@ -44,8 +44,12 @@ BEGIN = (
     # A child needs llama_cpp's bindings alone. What its __init__ imports besides (chat formats,
     # Jinja) takes half as long as all that a child imports.
     "spec = util.find_spec('llama_cpp'); "
-    "sys.modules.update({'llama_cpp': util.module_from_spec(spec)} if spec else {}); "
-    "runpy.run_module(sys.argv.pop(1), run_name='__main__')"
+    "sys.modules.update({'llama_cpp': util.module_from_spec(spec)} if spec else {})\n"
+    "from streamsink.errors import StreamsinkError\n"
+    "try: runpy.run_module(sys.argv.pop(1), run_name='__main__')\n"
+    # What keeps it from being imported is the answer to the first request.
+    "except StreamsinkError as error:\n"
+    " import json; print(json.dumps({'error': [type(error).__name__, str(error)]}))"
 )
 INSPECTOR = "streamsink.llama.inspect_child"
 """The module that `streamsink.gguf.inspection` asks. Named here, so that it can be started before

@@ -1,0 +1,75 @@
+"""A group of commands that are imported when they are asked for: help needs their names alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib import import_module
+from typing import Any, NamedTuple
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+
+class Place(NamedTuple):
+    """Where a command is.
+
+    Attributes
+    ----------
+    module : str
+        The module, in which it has the command's own name; a group is its ``app``.
+    says : str
+        The first line of its help.
+    """
+
+    module: str
+    says: str
+
+
+def lazy(places: Mapping[str, Place]) -> type[TyperGroup]:
+    """A class of groups for commands that lie in modules of their own, in this order."""
+
+    class Lazy(TyperGroup):
+        def __init__(self, **attrs: Any) -> None:
+            super().__init__(**attrs)
+            self.commands = {
+                name: TyperCommand(name, help=place.says) for name, place in places.items()
+            }
+            self._lists = False
+
+        def get_command(self, ctx: Any, cmd_name: str) -> Any:
+            if self._lists or cmd_name not in places:
+                return super().get_command(ctx, cmd_name)
+            return load(cmd_name, places[cmd_name])
+
+        def format_help(self, ctx: Any, formatter: Any) -> None:
+            with self._listing():
+                super().format_help(ctx, formatter)
+
+        def shell_complete(self, ctx: Any, incomplete: str) -> Any:
+            with self._listing():
+                return super().shell_complete(ctx, incomplete)
+
+        @contextmanager
+        def _listing(self) -> Iterator[None]:
+            self._lists = True
+            try:
+                yield
+            finally:
+                self._lists = False
+
+    return Lazy
+
+
+def load(name: str, place: Place) -> Any:
+    """Import a command."""
+    module = import_module(place.module)
+    app: typer.Typer | None = getattr(module, "app", None)
+    if app is not None:
+        group = typer.main.get_group(app)
+        group.name = name
+        return group
+    alone = typer.Typer(add_completion=False)
+    command: Callable[..., None] = getattr(module, name)
+    alone.command(name)(command)
+    return typer.main.get_command(alone)
