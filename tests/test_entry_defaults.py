@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from streamsink import SinkPolicy
-from streamsink.cli.options import PolicyOptions, usual_ctx
+from streamsink.cli.options import PolicyOptions
+from streamsink.cli.values import usual_ctx
 from streamsink.errors import UsageError
 from streamsink.registry.catalog import user_registry
 from streamsink.registry.files import entry_for

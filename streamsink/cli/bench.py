@@ -11,13 +11,8 @@ from typer.core import TyperGroup
 from streamsink.cli import terminal
 from streamsink.cli.grouped import grouped
 from streamsink.cli.measuring import RunOptions, TextOptions, measure, setup
-from streamsink.cli.options import (
-    CacheOptions,
-    EngineOptions,
-    ModelName,
-    discard_of,
-    number,
-)
+from streamsink.cli.options import CacheOptions, EngineOptions, ModelName
+from streamsink.cli.values import discard_of, number
 from streamsink.core import policy as policies
 from streamsink.core.policy import LARGEST
 from streamsink.errors import UsageError

@@ -13,13 +13,8 @@ import typer
 from streamsink.cli import terminal
 from streamsink.cli.choosing import STDIN, ModelOptions, Words
 from streamsink.cli.grouped import grouped
-from streamsink.cli.options import (
-    CacheOptions,
-    EngineOptions,
-    LogOptions,
-    PolicyOptions,
-    SamplingOptions,
-)
+from streamsink.cli.options import CacheOptions, EngineOptions, LogOptions, PolicyOptions
+from streamsink.cli.sampling_options import SamplingOptions
 from streamsink.core.sampling import MAX_TOKENS
 from streamsink.errors import StreamsinkError, UsageError
 from streamsink.system.reading import given, read_text, read_whole
@@ -139,7 +134,9 @@ def chat(
     engine: EngineOptions,
     log: LogOptions,
 ) -> None:
-    """Chat with a model, without end: it forgets the oldest words, never the pinned ones.
+    """Chat with a model, without end.
+
+    What no longer fits the context is forgotten, the oldest words first; what is pinned stays.
 
     When stdin is no terminal, each line is a message and the answers go to stdout as plain text;
     a prompt (or -) makes it one question instead. A message that begins with a slash is a command,

@@ -23,7 +23,7 @@ STDIN = "-"
 Words = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[MODEL] [PROMPT]",
+        metavar="MODEL [PROMPT]",
         help="A model: a name of `streamsink models` or a .gguf file; the default model without. "
         "What follows it is a prompt; - is all of standard input.",
         autocompletion=model_names,

@@ -31,9 +31,15 @@ def doctor(
     model: ModelName = "",
     ctx: Annotated[
         str,
-        typer.Option(help="Contexts to find the memory of, comma-separated; the usual without."),
+        typer.Option(
+            "--ctx",
+            "-c",
+            metavar="N[,N]…",
+            help="Context sizes to find the memory of.",
+            show_default="the usual",
+        ),
     ] = "",
-    as_json: Annotated[bool, typer.Option("--json", help="All that is known, as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     *,
     engine: EngineOptions,
 ) -> None:

@@ -13,13 +13,8 @@ from streamsink.cli import terminal
 from streamsink.cli.choosing import STDIN, ModelOptions, Words
 from streamsink.cli.grouped import grouped
 from streamsink.cli.life import reading, speed
-from streamsink.cli.options import (
-    CacheOptions,
-    EngineOptions,
-    LogOptions,
-    PolicyOptions,
-    SamplingOptions,
-)
+from streamsink.cli.options import CacheOptions, EngineOptions, LogOptions, TextPolicyOptions
+from streamsink.cli.sampling_options import SamplingOptions
 from streamsink.errors import UsageError
 from streamsink.system.reading import given, read_text
 
@@ -60,7 +55,7 @@ def generate(
     ] = False,
     *,
     which: ModelOptions,
-    memory: PolicyOptions,
+    memory: TextPolicyOptions,
     cache: CacheOptions,
     sample: SamplingOptions,
     engine: EngineOptions,

@@ -35,12 +35,13 @@ def lazy(places: Mapping[str, Place]) -> type[TyperGroup]:
             self.commands = {
                 name: TyperCommand(name, help=place.says) for name, place in places.items()
             }
+            polished(self)
             self._lists = False
 
         def get_command(self, ctx: Any, cmd_name: str) -> Any:
             if self._lists or cmd_name not in places:
                 return super().get_command(ctx, cmd_name)
-            return load(cmd_name, places[cmd_name])
+            return polished_all(load(cmd_name, places[cmd_name]))
 
         def format_help(self, ctx: Any, formatter: Any) -> None:
             with self._listing():
@@ -73,3 +74,36 @@ def load(name: str, place: Place) -> Any:
     command: Callable[..., None] = getattr(module, name)
     alone.command(name)(command)
     return typer.main.get_command(alone)
+
+
+def polished_all(command: Any) -> Any:
+    """A command, and those within it, `polished`."""
+    for inner in getattr(command, "commands", {}).values():
+        polished_all(inner)
+    return polished(command)
+
+
+def polished(command: Any) -> Any:
+    """A command whose help is as people are used to it.
+
+    Paragraphs wrap at the edge; what takes a value says of what kind, and a switch nothing; a
+    default that is known by a word stands in brackets like the others.
+    """
+    command.help = "\n\n".join(
+        " ".join(paragraph.split()) for paragraph in (command.help or "").split("\n\n")
+    )
+    for param in command.params:
+        _polish(param)
+    params_of = command.get_params  # among them one that no command states: --help
+    command.get_params = lambda ctx: [_polish(param) for param in params_of(ctx)]
+    return command
+
+
+def _polish(param: Any) -> Any:
+    if getattr(param, "is_flag", False) or param.param_type_name == "argument":
+        param.display_type_rich = lambda ctx: ""
+    shown = getattr(param, "show_default", None)
+    if isinstance(shown, str):
+        param.help = f"{param.help} [dim]\\[default: {shown}][/dim]"
+        param.show_default = False
+    return param

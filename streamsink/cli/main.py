@@ -21,7 +21,7 @@ TRACEBACK = "STREAMSINK_TRACEBACK"
 COMMANDS = {
     name: Place(f"streamsink.cli.{name}", says)
     for name, says in {
-        "chat": "Chat with a model, without end: it forgets the oldest words, never the pinned ones.",
+        "chat": "Chat with a model, without end.",
         "generate": "Continue a text of any length.",
         "models": "List, pull, add and remove models.",
         "sessions": "List, show, export and remove saved chats.",

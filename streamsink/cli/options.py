@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from streamsink.core import policy as policies
+from streamsink.cli.values import discard_of, keep_of, stated, threads_of, usual_ctx
 from streamsink.core.policy import SinkPolicy
-from streamsink.core.sampling import Sampling
 from streamsink.errors import UsageError
-from streamsink.gguf.settings import CacheSettings, Threads
-from streamsink.system.reading import given, read_whole
+from streamsink.gguf.settings import CacheSettings
 
 if TYPE_CHECKING:
     from streamsink.registry.entries import Entry
-
-N_CTX = 2048
-"""Tokens of context where nobody says how many."""
 
 
 def model_names(incomplete: str) -> list[str]:
@@ -45,36 +40,53 @@ ModelName = Annotated[
 
 @dataclass(frozen=True)
 class PolicyOptions:
-    """What a stream keeps and what it forgets."""
+    """KV cache."""
 
     ctx: Annotated[
         int | None,
         typer.Option(
             "--ctx",
             "-c",
-            help="Tokens a token can attend to. Without, what the model's entry says; else 2048, "
-            "or less where the model was trained on less.",
+            help="Size of the context in tokens.",
+            metavar="N",
+            show_default="2048, or the model's own",
         ),
     ] = None
     keep: Annotated[
         str | None,
         typer.Option(
-            help="Tokens pinned for good: N, -1 (the whole prompt), or system. Without, what the "
-            "model's entry says; else 'system' in a chat and 4 elsewhere."
+            help="Number of tokens pinned at the beginning (attention sinks): N, -1 (the first "
+            "prompt) or system (the system prompt).",
+            metavar="N",
+            show_default="system",
         ),
     ] = None
     discard: Annotated[
         str | None,
         typer.Option(
-            help="Tokens evicted at once: N, half (of the window), or whole: turn (in a chat), "
-            "sentence. Without, what the model's entry says; else 1."
+            help="Number of tokens evicted at once when the context is full: N, half (of the "
+            "window), or whole: turn, sentence.",
+            metavar="N",
+            show_default="1",
         ),
     ] = None
     placement: Annotated[
-        str | None, typer.Option(help="auto, rotate or reanchor.", show_default="auto")
+        str | None,
+        typer.Option(
+            help="How positions close ranks after an eviction: auto, rotate (K-shift) or reanchor "
+            "(evaluate the sink again).",
+            metavar="WAY",
+            show_default="auto",
+        ),
     ] = None
     slack: Annotated[
-        int | None, typer.Option(help="Positions the sink may trail; 0 is the paper's.")
+        int | None,
+        typer.Option(
+            help="Positions that the sink may trail the window before it is brought up; 0 is the "
+            "paper's.",
+            metavar="N",
+            show_default="auto",
+        ),
     ] = None
     force: Annotated[
         bool,
@@ -93,7 +105,7 @@ class PolicyOptions:
         before : SinkPolicy, optional
             The session's.
         """
-        asked = _given(
+        asked = stated(
             {
                 "n_keep": self.keep and keep_of(self.keep),
                 "n_discard": self.discard and discard_of(self.discard),
@@ -120,7 +132,7 @@ class PolicyOptions:
         discard = entry.discard if self.discard is None else None
         if discard == "turn" and not chat:
             discard = None
-        for values in _given({"n_keep": keep}), _given({"n_discard": discard}):
+        for values in stated({"n_keep": keep}), stated({"n_discard": discard}):
             changed = replace(policy, **values)
             with contextlib.suppress(UsageError):
                 changed.check(self.ctx if self.ctx is not None else usual_ctx(entry))
@@ -129,41 +141,89 @@ class PolicyOptions:
 
 
 @dataclass(frozen=True)
+class TextPolicyOptions(PolicyOptions):
+    """KV cache."""
+
+    keep: Annotated[
+        str | None,
+        typer.Option(
+            help="Number of tokens pinned at the beginning (attention sinks): N, or -1 (the whole "
+            "text).",
+            metavar="N",
+            show_default="4",
+        ),
+    ] = None
+    discard: Annotated[
+        str | None,
+        typer.Option(
+            help="Number of tokens evicted at once when the context is full: N, half (of the "
+            "window), or a whole sentence.",
+            metavar="N",
+            show_default="1",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True)
 class EngineOptions:
-    """How llama.cpp computes."""
+    """Performance."""
 
     threads: Annotated[
         str | None,
         typer.Option(
             "--threads",
             "-t",
-            help="CPU threads: N, or auto, the cores that nobody else uses.",
+            help="Number of CPU threads, or auto: the cores that nobody else uses.",
+            metavar="N",
             show_default="auto",
         ),
     ] = None
     threads_batch: Annotated[
-        str | None, typer.Option(help="CPU threads for batches: N or auto; as --threads without.")
+        str | None,
+        typer.Option(
+            help="Number of CPU threads while a prompt is read, or auto.",
+            metavar="N",
+            show_default="as --threads",
+        ),
     ] = None
-    batch: Annotated[int, typer.Option(help="Most tokens in one decode.")] = 512
+    batch: Annotated[
+        int,
+        typer.Option("--batch", "-b", help="Maximum number of tokens in one decode.", metavar="N"),
+    ] = 512
     gpu_layers: Annotated[
         int | None,
-        typer.Option("--gpu-layers", "-ngl", help="Layers on the GPU; all of them without."),
+        typer.Option(
+            "--gpu-layers",
+            "-ngl",
+            help="Number of layers to put on the GPU.",
+            metavar="N",
+            show_default="all",
+        ),
     ] = None
     flash_attn: Annotated[
         bool | None,
-        typer.Option("--flash-attn/--no-flash-attn", help="Chosen by device without."),
+        typer.Option(
+            "--flash-attn/--no-flash-attn", help="Use flash attention.", show_default="by device"
+        ),
     ] = None
     rope_scaling: Annotated[
-        str | None, typer.Option(help="none, linear or yarn; the model's own way without.")
+        str | None,
+        typer.Option(
+            help="RoPE scaling: none, linear or yarn.",
+            metavar="WAY",
+            show_default="the model's own",
+        ),
     ] = None
     rope_scale: Annotated[
         float | None,
-        typer.Option(help="Stretches the trained context by this factor.", show_default="1"),
+        typer.Option(
+            help="Stretch the trained context by this factor.", metavar="N", show_default="1"
+        ),
     ] = None
 
     def given(self, cache: CacheOptions | None = None) -> dict[str, Any]:
         """Settings of `CacheSettings` that the options state."""
-        return _given(
+        return stated(
             {
                 "cache_type_k": cache and cache.cache_type_k,
                 "cache_type_v": cache and cache.cache_type_v,
@@ -194,80 +254,39 @@ class EngineOptions:
 
 @dataclass(frozen=True)
 class CacheOptions:
-    """Types of the cache."""
+    """KV cache."""
 
     cache_type_k: Annotated[
-        str | None, typer.Option(help="Keys: f16, q8_0, q4_0 …", show_default="f16")
-    ] = None
-    cache_type_v: Annotated[
-        str | None, typer.Option(help="Values: f16, q8_0, q4_0 …", show_default="f16")
-    ] = None
-
-
-@dataclass(frozen=True)
-class SamplingOptions:
-    """How tokens are chosen."""
-
-    temp: Annotated[
-        float | None,
-        typer.Option(help="Temperature; 0 takes the likeliest token.", show_default="0.8"),
-    ] = None
-    top_k: Annotated[
-        int | None,
-        typer.Option(help="Keep the k likeliest tokens; 0 keeps all.", show_default="40"),
-    ] = None
-    top_p: Annotated[
-        float | None,
-        typer.Option(help="Keep the likeliest tokens of this share.", show_default="0.95"),
-    ] = None
-    min_p: Annotated[
-        float | None,
-        typer.Option(help="Drop tokens below this share of the best.", show_default="0.05"),
-    ] = None
-    repeat_penalty: Annotated[
-        float | None,
-        typer.Option(help="Divides logits of recent tokens; 1 is off.", show_default="1"),
-    ] = None
-    repeat_last_n: Annotated[
-        int | None, typer.Option(help="How many are recent.", show_default="64")
-    ] = None
-    frequency_penalty: Annotated[
-        float | None,
-        typer.Option(help="Taken off for each recent use; 0 is off.", show_default="0"),
-    ] = None
-    presence_penalty: Annotated[
-        float | None,
-        typer.Option(help="Taken off for any recent use; 0 is off.", show_default="0"),
-    ] = None
-    seed: Annotated[int | None, typer.Option(help="Seed of the draw; random without.")] = None
-    grammar: Annotated[Path | None, typer.Option(help="File with a GBNF grammar to follow.")] = None
-    json_schema: Annotated[
         str | None,
         typer.Option(
-            "--json-schema",
-            "-j",
-            metavar="JSON|FILE",
-            help="JSON schema to follow, or a file with one; {} lets any JSON follow.",
+            "--cache-type-k",
+            "-ctk",
+            help="Type of the cached keys: f32, f16, bf16, q8_0, q5_1, q5_0, q4_1, q4_0, iq4_nl.",
+            metavar="TYPE",
+            show_default="f16",
         ),
     ] = None
-
-    def sampling(self, before: Sampling | None = None) -> Sampling:
-        """The sampler settings that the options ask for, or else those of before."""
-        asked = asdict(self)
-        asked["temperature"] = asked.pop("temp")
-        asked["grammar"] = read_whole(self.grammar, "grammar") if self.grammar else None
-        asked["json_schema"] = self.json_schema and schema_of(self.json_schema)
-        if before and (asked["grammar"] or asked["json_schema"]):
-            before = replace(before, grammar=None, json_schema=None)
-        return replace(before or Sampling(), **_given(asked))
+    cache_type_v: Annotated[
+        str | None,
+        typer.Option(
+            "--cache-type-v",
+            "-ctv",
+            help="Type of the cached values, likewise.",
+            metavar="TYPE",
+            show_default="f16",
+        ),
+    ] = None
 
 
 @dataclass(frozen=True)
 class LogOptions:
-    """What is told beside the text."""
+    """Logging."""
 
     json_events: Annotated[
-        Path | None, typer.Option(help="Write a JSON line per eviction and the like.")
+        Path | None,
+        typer.Option(
+            help="Write a line of JSON for every eviction, K-shift and the like.", metavar="FILE"
+        ),
     ] = None
     verbose: Annotated[
         int,
@@ -280,52 +299,3 @@ class LogOptions:
             show_default=False,
         ),
     ] = 0
-
-
-def usual_ctx(entry: Entry | None) -> int:
-    """Tokens of context where none are asked for."""
-    return entry.n_ctx if entry and entry.n_ctx else N_CTX
-
-
-def keep_of(text: str) -> policies.Keep:
-    """What ``--keep`` means."""
-    return "system" if text == "system" else number("keep", text, "a number, -1 or 'system'")
-
-
-def schema_of(text: str) -> str:
-    """What ``--json-schema`` means: a schema, or a file with one."""
-    text = given(text, "--json-schema")
-    return text if text.lstrip().startswith("{") else read_whole(Path(text), "json-schema")
-
-
-def discard_of(text: str) -> policies.Discard:
-    """What ``--discard`` means."""
-    if text in ("half", "turn", "sentence"):
-        return cast(policies.Discard, text)
-    return number("discard", text, "a number, 'half', 'turn' or 'sentence'")
-
-
-def threads_of(option: str, text: str | None) -> Threads:
-    """What ``--threads`` and ``--threads-batch`` mean."""
-    if text is None or text == "auto":
-        return cast(Threads, text)
-    return number(option, text, "a number or 'auto'")
-
-
-def number(option: str, text: str, possible: str = "a number") -> int:
-    """A number that an option takes as text.
-
-    Raises
-    ------
-    UsageError
-        It is none.
-    """
-    try:
-        return int(text)
-    except ValueError:
-        raise UsageError(f"--{option} {text} is not possible: {possible}") from None
-
-
-def _given(values: dict[str, Any]) -> dict[str, Any]:
-    """Those that are stated."""
-    return {name: value for name, value in values.items() if value is not None}

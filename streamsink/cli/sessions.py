@@ -1,4 +1,4 @@
-"""``streamsink sessions``: list, show, export and delete what ``chat --session`` has saved."""
+"""``streamsink sessions``: list, show, export and remove what ``chat --session`` has saved."""
 
 from __future__ import annotations
 
@@ -30,16 +30,17 @@ Name = Annotated[
 
 @app.callback(invoke_without_command=True)
 def sessions(context: typer.Context) -> None:
-    """List the saved conversations, or show, export and delete one."""
+    """List saved chats; or show, export and remove one."""
     if context.invoked_subcommand is None:
         list_sessions()
 
 
 @app.command("list")
+@app.command("ls", hidden=True)
 def list_sessions(
-    as_json: Annotated[bool, typer.Option("--json", help="All that is known, as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """List the saved conversations that have a name, newest first."""
+    """List the saved chats that have a name, newest first."""
     from streamsink.session import read, shelf
 
     records: list[dict[str, Any]] = []
@@ -65,9 +66,9 @@ def list_sessions(
 @app.command()
 def show(
     name: Name,
-    as_json: Annotated[bool, typer.Option("--json", help="All that is known, as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show what a session is of, and its last words."""
+    """Show what a saved chat is about: model, size, last turn."""
     path, found = _read(name)
     record = _record(name, path, found)
     if as_json:
@@ -75,19 +76,21 @@ def show(
         return
     for key, value in record.items():
         terminal.say(f"{key:12} {value}")
-    for turn in found.conversation.messages[-2:] if found.conversation else ():
-        terminal.say(f"{turn.role:12} {turn.text}")
+    for message in found.conversation.messages[-2:] if found.conversation else ():
+        terminal.say(f"{message.role:12} {message.text}")
 
 
 @app.command()
 def export(
     name: Name,
     as_json: Annotated[
-        bool, typer.Option("--json", help="As JSON, with the messages of chat interfaces.")
+        bool, typer.Option("--json", help="JSON, with messages as chat APIs have them.")
     ] = False,
-    out: Annotated[Path | None, typer.Option(help="File to write; else standard output.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="FILE", help="File to write to.")
+    ] = None,
 ) -> None:
-    """Write a session's whole conversation, the forgotten turns included; in Markdown or JSON."""
+    """Write out a whole chat, what was forgotten included, in Markdown or JSON."""
     from streamsink.session import export as forms
     from streamsink.session import is_archive
     from streamsink.session.shelf import SUFFIX
@@ -106,11 +109,12 @@ def export(
         raise UsageError(f"--out {out} cannot be written: {error.strerror or error}") from None
 
 
-@app.command()
-def delete(
+@app.command("rm")
+@app.command("delete", hidden=True)
+def remove(
     name: Name, yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False
 ) -> None:
-    """Delete a session for good."""
+    """Remove a saved chat for good."""
     from streamsink.session import read, shelf
 
     path = shelf.locate(name)
@@ -121,7 +125,7 @@ def delete(
         if path.parent != shelf.folder():
             read(path)  # what is no session is not deleted
         if not yes:
-            terminal.confirm(f"delete {path}?")
+            terminal.confirm(f"Remove {path}?")
         for file in dict.fromkeys((kept.path, path)):  # a link goes too
             file.unlink(missing_ok=True)
     except OSError as error:
@@ -144,7 +148,7 @@ def _record(name: str, path: Path, session: Session) -> dict[str, Any]:
     return {
         "name": name,
         "model": session.kind.path,
-        "turns": len(session.conversation.messages) if session.conversation else 0,
+        "turns": session.conversation.n_turns if session.conversation else 0,
         "tokens": stream.n_tokens + len(stream.pending),
         "visible": stream.n_live,
         "forgotten": stream.counters.evicted,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from streamsink.cli.options import discard_of, keep_of
 from streamsink.cli.talk.commands import command
 from streamsink.cli.talk.settings import SETTINGS, find, read
 from streamsink.cli.talk.turning import settings, words
+from streamsink.cli.values import discard_of, keep_of
 from streamsink.errors import UsageError
 from streamsink.gguf.advice import NO_SINK
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from streamsink.cli.options import discard_of, keep_of, number, schema_of
+from streamsink.cli.values import discard_of, keep_of, number, schema_of
 from streamsink.errors import UsageError
 from streamsink.system.reading import given, read_whole
 
