@@ -1,16 +1,52 @@
 """Everything streamsink raises on purpose.
 
-Each message says what was asked, what is possible, and which option to change.
-The command line prints it as one line and exits with ``exit_code``.
+Each message says what was asked, what is possible, and which setting to change. Settings are marked
+in it: Python reads a name, ``n_keep=70``, and the command line shows an option, ``--keep 70``. It
+tells the message in one line and exits with ``exit_code``.
 """
 
 from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Final
+
+_NOTHING: Final = object()
+# Characters for private use, which no message has otherwise.
+_SETTING = re.compile("\ue000(\\w+)(?:\ue001(.*?))?\ue002", re.DOTALL)
+
+
+def setting(name: str, value: object = _NOTHING) -> str:
+    """A setting within a message, by the name that Python has for it; perhaps with its value."""
+    stated = "" if value is _NOTHING else f"\ue001{value!r}"
+    return f"\ue000{name}{stated}\ue002"
+
+
+def told(message: str, how: Callable[[str, str | None], str]) -> str:
+    """A message with every setting in it told in some way.
+
+    Parameters
+    ----------
+    message : str
+        The message.
+    how : callable
+        Makes text of a setting's name and its value, as Python writes it; None without.
+    """
+    return _SETTING.sub(lambda found: how(found[1], found[2]), message)
 
 
 class StreamsinkError(Exception):
     """Base of every error that streamsink raises on purpose."""
 
     exit_code = 1
+
+    @property
+    def message(self) -> str:
+        """The message with its settings marked, for `told`."""
+        return str(self.args[0]) if self.args else ""
+
+    def __str__(self) -> str:
+        return told(self.message, lambda name, value: name if value is None else f"{name}={value}")
 
 
 class UsageError(StreamsinkError):

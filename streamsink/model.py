@@ -251,7 +251,7 @@ class Model(Closing):
         MemoryBudgetError
             The contexts do not fit into memory.
         """
-        n_streams = whole("streams", n_streams, 1, MOST_STREAMS)
+        n_streams = whole("n_streams", n_streams, 1, MOST_STREAMS)
         if chunk is not None:
             chunk = whole("chunk", chunk, 1, MOST_BATCH)
         if n_ctx is None:

@@ -125,7 +125,7 @@ def test_listing_showing_exporting_deleting(run: Run, tiny_path: Path, tmp_path:
     assert run("sessions").stdout == ""
     run("chat", str(tiny_path), *CHAT, "--session", "a b", "--system", "Be.", given="".join(TURNS))
     listed = run("sessions").stdout.split("\t")
-    assert listed[:3] == ["a b", tiny_path.name, "20"]
+    assert listed[:3] == ["a b", tiny_path.name, "10"]
     record = json.loads(run("sessions", "list", "--json").stdout)[0]
     assert record == json.loads(run("sessions", "show", "a b", "--json").stdout)
     assert record["forgotten"] > 0

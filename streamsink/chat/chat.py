@@ -63,7 +63,7 @@ class Chat(Revising, Lasting):
         sampling = Sampling(**{**_values(self.sampling), **_of(settings, SAMPLING)})
         max_tokens = settings.get("max_tokens", self.max_tokens)
         if max_tokens is not None:
-            max_tokens = checked.whole("max-tokens", max_tokens, 1, 2**62)
+            max_tokens = checked.whole("max_tokens", max_tokens, 1, 2**62)
         stop = settings.get("stop", self.stop)
         stop = (stop,) if isinstance(stop, str) else tuple(stop)
         if policy := _of(settings, POLICY):

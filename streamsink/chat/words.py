@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from itertools import count
 from typing import Literal, NamedTuple, TypeAlias
 
-from streamsink.errors import ModelError, UsageError
+from streamsink.errors import ModelError, UsageError, setting
 
 Part: TypeAlias = tuple[str, bool]
 """Text, and whether control tokens are read in it: in what a person typed there are none."""
@@ -226,7 +226,8 @@ def placed(render: Render, messages: Sequence[Message], at: int, text: str) -> S
 def unwritten(why: str) -> UsageError:
     """The error that words are which a template does not write."""
     return UsageError(
-        f"the model's chat template does not write all that was said: {why} (--chat-template)"
+        f"the model's chat template does not write all that was said: {why} (another "
+        f"{setting('chat_template')} may)"
     )
 
 
@@ -234,5 +235,5 @@ def no_system(why: str) -> UsageError:
     """The error that a system prompt is which a template does not take."""
     return UsageError(
         f"the model's chat template takes no such system prompt: {why} "
-        "(leave out --system, or choose another --chat-template)"
+        f"(leave out {setting('system')}, or choose another {setting('chat_template')})"
     )

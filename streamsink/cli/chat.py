@@ -242,7 +242,7 @@ def _closed(talk: Talk) -> None:
     try:
         talk.close()
     except StreamsinkError as error:
-        terminal.tell(str(error))
+        terminal.tell(error)
 
 
 def _question(prompt: str) -> str:

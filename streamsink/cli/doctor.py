@@ -13,6 +13,7 @@ from streamsink.cli import terminal
 from streamsink.cli.grouped import grouped
 from streamsink.cli.options import EngineOptions, ModelName
 from streamsink.cli.table import show
+from streamsink.cli.terms import in_options
 from streamsink.errors import StreamsinkError, UsageError
 from streamsink.gguf.advice import warnings
 from streamsink.system.memory import available_bytes
@@ -224,7 +225,7 @@ def _no_chat(found: Inspection) -> str:
         tried.opening("", "Hello")
         tried.next_turn("Hello")
     except StreamsinkError as error:
-        return str(error)
+        return in_options(error.message)
     return ""
 
 
@@ -241,7 +242,7 @@ def _record(found: Inspection, free: int, advice: list[str], command: str | None
             "reanchor": able.reanchor._asdict(),
         },
         "needs": [asdict(need) for need in found.needs],
-        "warnings": advice,
+        "warnings": [in_options(line) for line in advice],
         "recommended": command,
     }
 

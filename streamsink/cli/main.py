@@ -69,7 +69,7 @@ def main() -> None:
     try:
         code = app(standalone_mode=False)
     except StreamsinkError as error:
-        code = _fail(str(error), error.exit_code)
+        code = _fail(error, error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         code = 130
     except Exception as error:
@@ -87,7 +87,7 @@ def main() -> None:
     sys.exit(code)
 
 
-def _fail(message: str, code: int) -> int:
+def _fail(message: str | StreamsinkError, code: int) -> int:
     terminal.tell(message)
     return code
 

@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Protocol, TextIO
 import typer
 from rich.console import Console
 
-from streamsink.errors import UsageError
+from streamsink.cli.terms import in_options
+from streamsink.errors import StreamsinkError, UsageError
 
 if TYPE_CHECKING:
     from streamsink.cli.wrapping import Wrapper
@@ -70,7 +71,7 @@ def harmless(text: str) -> str:
 def line(text: str, most: int | None = LONGEST) -> str:
     """A text on one line, harmless; the middle of one beyond ``most`` letters is left out."""
     # Blanks first: what ends lines on other systems is one, and not nothing.
-    found = _blanks(harmless(_blanks(text))).strip()
+    found = _blanks(harmless(_blanks(in_options(text)))).strip()
     if most is None or len(found) <= most:
         return found
     ending = min(ENDING, most // 3)
@@ -137,9 +138,9 @@ def note(text: str) -> None:
     Flow(stderr=True)(line(text) + "\n")
 
 
-def tell(text: str) -> None:
+def tell(what: str | StreamsinkError) -> None:
     """Say what went wrong, or will."""
-    note(f"streamsink: {text}")
+    note(f"streamsink: {what if isinstance(what, str) else what.message}")
 
 
 def warn(lines: Sequence[str]) -> None:

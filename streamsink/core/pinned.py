@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from streamsink.core.ledger import Ledger
 from streamsink.core.policy import SinkPolicy
-from streamsink.errors import UsageError
+from streamsink.errors import UsageError, setting
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,9 @@ class Pinned:
             if self.n_system is not None:
                 return self.n_system
             if ledger.next_index:
-                raise UsageError("--keep system needs a chat: give a number, or -1")
+                raise UsageError(
+                    f"{setting('n_keep', 'system')} needs a chat: give a number, or -1"
+                )
             return 0
         if policy.n_keep == -1:
             still_to_come = max(0, self.n_prompt - ledger.next_index)
@@ -93,6 +95,6 @@ def check_window(n_keep: int, n_ctx: int) -> None:
     """
     if n_keep >= n_ctx:
         raise UsageError(
-            f"a pinned prefix of {n_keep} tokens leaves no window in n_ctx {n_ctx}: raise --ctx "
-            f"above {n_keep}, or pin less (--keep, a shorter prompt)"
+            f"a pinned prefix of {n_keep} tokens leaves no window in {setting('n_ctx', n_ctx)}: "
+            f"raise that above {n_keep}, or pin less ({setting('n_keep')}, a shorter prompt)"
         )

@@ -25,7 +25,7 @@ from streamsink.core.policy import (
     discard_size,
     move_cost,
 )
-from streamsink.errors import CapabilityError
+from streamsink.errors import CapabilityError, setting
 
 CHEAP = 0.01
 """Part of the time up to which a sink is evaluated again though a shift would take less."""
@@ -79,9 +79,11 @@ def _placement(
     if policy.placement != "auto":
         level, why = verdicts[policy.placement]
         if level == "impossible" or (level == "approximate" and not policy.force):
+            is_near = level == "approximate"
+            or_force = f", or {setting('force', True)} to have it all the same" if is_near else ""
             raise CapabilityError(
-                f"--placement {policy.placement} would be wrong here: {why}; "
-                f"use --placement auto{', or --force it' if level == 'approximate' else ''}"
+                f"{setting('placement', policy.placement)} would be wrong here: {why}; "
+                f"use {setting('placement', 'auto')}{or_force}"
             )
         return policy.placement, f"as asked, though {why}" if why else "as asked"
     right: list[Placement] = [

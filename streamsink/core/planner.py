@@ -13,7 +13,7 @@ from streamsink.core.plan import Plan
 from streamsink.core.policy import WHOLES, SinkPolicy, next_chunk
 from streamsink.core.run import LONGEST, Run
 from streamsink.core.state import State
-from streamsink.errors import CapabilityError
+from streamsink.errors import CapabilityError, setting
 
 LEAST_QUEUE = 4
 """Evictions for which lanes are worth their while: afterwards the cells must be put together."""
@@ -80,7 +80,8 @@ class Planner:
             raise CapabilityError(
                 f"an eviction of {choice.n_discard} tokens would empty the window of "
                 f"{self.n_ctx - n_keep}, and this model's recurrent state cannot give up its "
-                "newest token: lower --discard or --keep, or raise --ctx"
+                f"newest token: lower {setting('n_discard')} or {setting('n_keep')}, or raise "
+                f"{setting('n_ctx')}"
             )
         return choice
 

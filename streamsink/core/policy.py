@@ -11,8 +11,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
-from streamsink.errors import UsageError
-from streamsink.system.checked import truth, whole
+from streamsink.errors import UsageError, setting
+from streamsink.system.checked import impossible, truth, whole
 
 Placement: TypeAlias = Literal["rotate", "reanchor"]
 Placing: TypeAlias = Literal["auto", Placement]
@@ -64,14 +64,12 @@ class SinkPolicy:
         checked: dict[str, object] = {"force": truth("force", self.force)}
         if self.n_keep != "system":
             possible = "a number of tokens, -1 (the whole prompt) or 'system',"
-            checked["n_keep"] = whole("keep", self.n_keep, -1, LARGEST, possible)
+            checked["n_keep"] = whole("n_keep", self.n_keep, -1, LARGEST, possible)
         if self.n_discard not in ("half", *WHOLES):
             possible = "a number of tokens, 0, 'half', 'turn' or 'sentence',"
-            checked["n_discard"] = whole("discard", self.n_discard, 0, LARGEST, possible)
+            checked["n_discard"] = whole("n_discard", self.n_discard, 0, LARGEST, possible)
         if self.placement not in PLACEMENTS:
-            raise UsageError(
-                f"placement {self.placement!r} is not one of {', '.join(PLACEMENTS)} (--placement)"
-            )
+            raise impossible("placement", self.placement, f"one of {', '.join(PLACEMENTS)}")
         if self.slack is not None:
             checked["slack"] = whole("slack", self.slack, 0, LARGEST, "a number of positions")
         for name, value in checked.items():
@@ -85,17 +83,18 @@ class SinkPolicy:
         UsageError
             The sink leaves no window, or more is to be discarded than a window holds.
         """
-        whole("ctx", n_ctx, 1, LARGEST, "a number of tokens")
+        whole("n_ctx", n_ctx, 1, LARGEST, "a number of tokens")
         n_keep = self.n_keep if isinstance(self.n_keep, int) else 0
         if n_keep >= n_ctx:
             raise UsageError(
-                f"--keep {n_keep} leaves no window in --ctx {n_ctx}: "
-                f"keep at most {n_ctx - 1}, or raise --ctx"
+                f"{setting('n_keep', n_keep)} leaves no window in {setting('n_ctx', n_ctx)}: "
+                f"keep at most {n_ctx - 1}, or raise {setting('n_ctx')}"
             )
         if isinstance(self.n_discard, int) and self.n_discard > n_ctx - max(n_keep, 0):
             raise UsageError(
-                f"--discard {self.n_discard} is more than the window of "
-                f"{n_ctx - max(n_keep, 0)} tokens that --ctx {n_ctx} --keep {n_keep} leaves"
+                f"{setting('n_discard', self.n_discard)} is more than the window of "
+                f"{n_ctx - max(n_keep, 0)} tokens that {setting('n_ctx', n_ctx)} and "
+                f"{setting('n_keep', n_keep)} leave"
             )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from streamsink.errors import UsageError
+from streamsink.errors import UsageError, setting
 from streamsink.system.checked import real, text, whole
 
 MAX_TOKENS = 1024
@@ -60,23 +60,25 @@ class Sampling:
 
     def __post_init__(self) -> None:
         checked: dict[str, object] = {
-            "temperature": real("temp", self.temperature, 0, 100),
-            "top_k": whole("top-k", self.top_k, 0, 2**30),
-            "top_p": real("top-p", self.top_p, 0, 1),
-            "min_p": real("min-p", self.min_p, 0, 1),
-            "repeat_penalty": real("repeat-penalty", self.repeat_penalty, 0.01, 100),
-            "repeat_last_n": whole("repeat-last-n", self.repeat_last_n, 0, 2**20),
-            "frequency_penalty": real("frequency-penalty", self.frequency_penalty, -100, 100),
-            "presence_penalty": real("presence-penalty", self.presence_penalty, -100, 100),
+            "temperature": real("temperature", self.temperature, 0, 100),
+            "top_k": whole("top_k", self.top_k, 0, 2**30),
+            "top_p": real("top_p", self.top_p, 0, 1),
+            "min_p": real("min_p", self.min_p, 0, 1),
+            "repeat_penalty": real("repeat_penalty", self.repeat_penalty, 0.01, 100),
+            "repeat_last_n": whole("repeat_last_n", self.repeat_last_n, 0, 2**20),
+            "frequency_penalty": real("frequency_penalty", self.frequency_penalty, -100, 100),
+            "presence_penalty": real("presence_penalty", self.presence_penalty, -100, 100),
         }
         if self.seed is not None:
             checked["seed"] = whole("seed", self.seed, 0, 2**32 - 2)
         if self.grammar is not None:
             checked["grammar"] = text("grammar", self.grammar)
         if self.json_schema is not None:
-            checked["json_schema"] = text("json-schema", self.json_schema)
+            checked["json_schema"] = text("json_schema", self.json_schema)
         if self.grammar is not None and self.json_schema is not None:
-            raise UsageError("--grammar and --json-schema exclude one another: give one")
+            raise UsageError(
+                f"{setting('grammar')} and {setting('json_schema')} exclude one another: give one"
+            )
         for name, value in checked.items():
             object.__setattr__(self, name, value)
 

@@ -20,7 +20,7 @@ from streamsink.engine.context import Context, Sampler
 from streamsink.engine.driver import Driver
 from streamsink.engine.sentences import Sentences
 from streamsink.engine.task import Alone, MakeRunner, T, Task, call, quick
-from streamsink.errors import ClosedError, UsageError
+from streamsink.errors import ClosedError, UsageError, setting
 from streamsink.system.closing import Closing
 from streamsink.system.interrupt import Door, Exclusive
 
@@ -220,7 +220,7 @@ class Base(Closing):
             return
         pinned = replace(controller.state.pinned, n_prompt=len(tokens))
         if self.policy.n_keep == "system" and pinned.n_system is None:
-            raise UsageError("--keep system needs a chat: give a number, or -1")
+            raise UsageError(f"{setting('n_keep', 'system')} needs a chat: give a number, or -1")
         state = controller.adopted(self.policy, pinned)
         check_window(state.ledger.n_keep, self.n_ctx)
         controller.settle_on(state)

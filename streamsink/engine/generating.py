@@ -46,8 +46,8 @@ class _Asked:
         """What is asked for, if it can be."""
         sampling = sampling or Sampling()
         if max_tokens is not None:
-            max_tokens = checked.whole("max-tokens", max_tokens, 0, MOST_TOKENS)
-        checked.truth("ignore-eos", ignore_eos)
+            max_tokens = checked.whole("max_tokens", max_tokens, 0, MOST_TOKENS)
+        checked.truth("ignore_eos", ignore_eos)
         if ignore_eos and sampling.is_constrained:
             raise UsageError("a grammar ends where the text ends: drop ignore_eos or the grammar")
         return cls(max_tokens, sampling, ignore_eos, **others)

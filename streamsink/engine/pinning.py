@@ -36,7 +36,7 @@ class Pinning(Base):
     @quick
     def pin_system(self, n_tokens: int) -> None:
         """Tell how many tokens the system block has: what ``n_keep="system"`` pins."""
-        n_tokens = checked.whole("keep", n_tokens, 0, LARGEST, "a number of tokens")
+        n_tokens = checked.whole("n_tokens", n_tokens, 0, LARGEST, "a number of tokens")
         pinned = replace(self._controller.state.pinned, n_system=n_tokens)
         if self.policy.n_keep == "system" and not pinned.spans:
             pinned = replace(pinned, n_prefix=None)

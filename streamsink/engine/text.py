@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 from collections.abc import Iterable, Sequence
 
-from streamsink.errors import UsageError
+from streamsink.errors import UsageError, setting
 from streamsink.system import checked
 
 
@@ -30,7 +30,7 @@ class TextStream:
             stop = (stop,)
         stop = tuple(checked.text("stop", one) for one in stop)
         if not all(stop):
-            raise UsageError("an empty stop string would end every text at once (--stop)")
+            raise UsageError(f"an empty {setting('stop')} would end every text at once")
         self.stopped = False
         self._stop = stop
         self._held = ""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from streamsink.errors import setting
+
 if TYPE_CHECKING:
     from streamsink.core.policy import SinkPolicy
     from streamsink.gguf.settings import CacheSettings
@@ -12,7 +14,7 @@ if TYPE_CHECKING:
 
 NO_SINK = (
     "nothing is pinned: once the window moves, most models lose their footing and write nonsense "
-    "(StreamingLLM, table 1): --keep 4 or more"
+    f"(StreamingLLM, table 1): {setting('n_keep', 4)} or more"
 )
 
 
@@ -45,13 +47,14 @@ def warnings(
     if traits.adds_bos and traits.bos is None:
         found.append("a text should begin with BOS, and the vocabulary has none")
     if traits.eos is None:
-        found.append("the vocabulary has no token that ends a text: --max-tokens ends it")
+        ends = setting("max_tokens")
+        found.append(f"the vocabulary has no token that ends a text: only {ends} does")
     n_ctx_within = traits.n_ctx_within(settings)
     if n_ctx is not None and n_ctx > n_ctx_within:
         found.append(
-            f"--ctx {n_ctx} is more than the {n_ctx_within} tokens that the model was trained "
-            "on: lower it, or stretch them by --rope-scaling yarn --rope-scale "
-            f"{-(-n_ctx // traits.n_ctx_unscaled)}"
+            f"{setting('n_ctx', n_ctx)} is more than the {n_ctx_within} tokens that the model was "
+            f"trained on: lower it, or stretch them by {setting('rope_scaling', 'yarn')} and "
+            f"{setting('rope_scale', -(-n_ctx // traits.n_ctx_unscaled))}"
         )
     if traits.n_swa:
         found.append(

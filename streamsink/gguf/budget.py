@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from streamsink.errors import MemoryBudgetError
+from streamsink.errors import MemoryBudgetError, setting
 from streamsink.gguf.places import ALONE, CELL_STEP, Places, padded
 from streamsink.gguf.settings import CacheSettings
 from streamsink.gguf.traits import Traits
@@ -107,7 +107,8 @@ def require_memory(
         of = n_ctx if places.n == 1 else f"{places.n} times {n_ctx}"
         raise MemoryBudgetError(
             f"a context of {of} tokens takes {gib(needed)}, and {gib(free)} are free: "
-            f"lower --ctx (about {fits} fit), or --cache-type-k q8_0 --cache-type-v q8_0"
+            f"lower {setting('n_ctx')} (about {fits} fit), or take "
+            f"{setting('cache_type_k', 'q8_0')} and {setting('cache_type_v', 'q8_0')}"
         )
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from streamsink.errors import UsageError
+from streamsink.errors import UsageError, setting
 from streamsink.gguf.cache_types import CACHE_TYPES
-from streamsink.system.checked import real, truth, whole
+from streamsink.system.checked import impossible, real, truth, whole
 
 Threads: TypeAlias = "int | Literal['auto'] | None"
 """A number of threads, or as many as there are cores that nobody else uses."""
@@ -63,42 +63,42 @@ class CacheSettings:
     rope_scale: float = 1.0
 
     def __post_init__(self) -> None:
-        for option, name in (("k", self.cache_type_k), ("v", self.cache_type_v)):
+        for option in ("cache_type_k", "cache_type_v"):
+            name = getattr(self, option)
             if not isinstance(name, str) or name not in CACHE_TYPES:
-                raise UsageError(
-                    f"--cache-type-{option} {name} is not one of {', '.join(CACHE_TYPES)}"
-                )
+                raise impossible(option, name, f"one of {', '.join(CACHE_TYPES)}")
         checked: dict[str, object] = {
-            "n_batch": whole("batch", self.n_batch, 1, MOST_BATCH),
-            "n_lanes": whole("lanes", self.n_lanes, 1, MOST_LANES),
-            "rope_scale": real("rope-scale", self.rope_scale, 1, MOST_ROPE_SCALE),
+            "n_batch": whole("n_batch", self.n_batch, 1, MOST_BATCH),
+            "n_lanes": whole("n_lanes", self.n_lanes, 1, MOST_LANES),
+            "rope_scale": real("rope_scale", self.rope_scale, 1, MOST_ROPE_SCALE),
         }
         if self.threads is None:
             checked["threads"] = "auto"
-        for name, option in (("threads", "threads"), ("threads_batch", "threads-batch")):
+        for name in ("threads", "threads_batch"):
             if getattr(self, name) not in ("auto", None):
                 checked[name] = whole(
-                    option, getattr(self, name), 1, MOST_THREADS, "'auto' or a whole number"
+                    name, getattr(self, name), 1, MOST_THREADS, "'auto' or a whole number"
                 )
         if self.flash_attn is not None:
-            checked["flash_attn"] = truth("flash-attn", self.flash_attn)
+            checked["flash_attn"] = truth("flash_attn", self.flash_attn)
         for name, value in checked.items():
             object.__setattr__(self, name, value)
         self._check_rope()
         if self.needs_flash and self.flash_attn is False:
             raise UsageError(
-                f"--cache-type-v {self.cache_type_v} needs flash attention: drop --no-flash-attn, "
-                "or use --cache-type-v f16"
+                f"{setting('cache_type_v', self.cache_type_v)} needs flash attention: drop "
+                f"{setting('flash_attn', False)}, or use {setting('cache_type_v', 'f16')}"
             )
 
     def _check_rope(self) -> None:
         if self.rope_scaling is not None and self.rope_scaling not in ROPE_SCALINGS:
-            raise UsageError(
-                f"--rope-scaling {self.rope_scaling} is not one of {', '.join(ROPE_SCALINGS)}"
+            raise impossible(
+                "rope_scaling", self.rope_scaling, f"one of {', '.join(ROPE_SCALINGS)}"
             )
         if (self.rope_scale > 1) != (self.rope_scaling in ("linear", "yarn")):
             raise UsageError(
-                "--rope-scaling linear or yarn and a --rope-scale above 1 go together: give both"
+                f"{setting('rope_scaling')} linear or yarn and a {setting('rope_scale')} above 1 "
+                "go together: give both"
             )
 
     def n_threads(self, n_usable: int) -> tuple[int, int]:

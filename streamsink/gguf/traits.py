@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from streamsink.core.capabilities import EXACT, Capabilities, Verdict
-from streamsink.errors import CapabilityError
+from streamsink.errors import CapabilityError, setting
 from streamsink.gguf.cache_types import CACHE_TYPES
 from streamsink.gguf.preflight import FAR, Measured
 from streamsink.gguf.settings import CacheSettings
@@ -193,12 +193,12 @@ def check_types(traits: Traits, settings: CacheSettings) -> None:
         A head is no whole number of blocks.
     """
     for option, name, what, size in (
-        ("k", settings.cache_type_k, "keys", traits.n_key),
-        ("v", settings.cache_type_v, "values", traits.n_value),
+        ("cache_type_k", settings.cache_type_k, "keys", traits.n_key),
+        ("cache_type_v", settings.cache_type_v, "values", traits.n_value),
     ):
         if CACHE_TYPES[name].quantised and size % BLOCK:
             raise CapabilityError(
-                f"--cache-type-{option} {name} is not possible on this model: its {what} have "
+                f"{setting(option, name)} is not possible on this model: its {what} have "
                 f"{size} dimensions, and {name} goes by {BLOCK}; use f16"
             )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import llama_cpp.llama_cpp as llama
 
-from streamsink.errors import ModelError
+from streamsink.errors import ModelError, setting
 from streamsink.gguf.budget import require_memory
 from streamsink.gguf.places import ALONE, Places
 from streamsink.gguf.settings import CacheSettings
@@ -49,6 +49,7 @@ def made_context(
     if not context:
         raise ModelError(
             f"llama.cpp cannot make a context of {n_ctx} tokens: "
-            f"{said.reason or 'no reason given'}; lower --ctx or change --cache-type-k/-v"
+            f"{said.reason or 'no reason given'}; lower {setting('n_ctx')}, or change "
+            f"{setting('cache_type_k')} and {setting('cache_type_v')}"
         )
     return context

@@ -21,7 +21,7 @@ def model_params(n_gpu_layers: int | None) -> llama.llama_model_params:
     """How a model is loaded; ``None`` or below 0 puts all layers on a GPU, if there is one."""
     params = llama.llama_model_default_params()
     if n_gpu_layers is not None:
-        n_gpu_layers = whole("gpu-layers", n_gpu_layers, -MOST_LAYERS, MOST_LAYERS)
+        n_gpu_layers = whole("n_gpu_layers", n_gpu_layers, -MOST_LAYERS, MOST_LAYERS)
     if n_gpu_layers is None or n_gpu_layers < 0:
         n_gpu_layers = ALL_LAYERS
     params.n_gpu_layers = n_gpu_layers if llama.llama_supports_gpu_offload() else 0

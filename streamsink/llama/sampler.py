@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from streamsink.core.sampling import Sampling
 from streamsink.engine.context import Logits
-from streamsink.errors import ClosedError, LogitsError, UsageError
+from streamsink.errors import ClosedError, LogitsError, UsageError, setting
 from streamsink.llama.grammar import Candidates, Grammar, checked
 from streamsink.llama.json_schema import grammar_of
 from streamsink.llama.tokenizer import NativeTokenizer
@@ -130,7 +130,8 @@ class NativeSampler:
         if not -np.inf < logits.max() < MOST_LOGIT:
             raise LogitsError(
                 "the model's logits are no numbers any more: keys that are rotated again and again "
-                "while quantised are worn out by it (--cache-type-k f16, or --placement reanchor); "
+                f"while quantised are worn out by it ({setting('cache_type_k', 'f16')}, or "
+                f"{setting('placement', 'reanchor')}); "
                 "otherwise the file is damaged"
             )
         if self._seed is not None:

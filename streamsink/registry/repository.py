@@ -7,7 +7,7 @@ import re
 from typing import Any
 from urllib.parse import quote
 
-from streamsink.errors import FetchError, UsageError
+from streamsink.errors import FetchError, UsageError, setting
 from streamsink.registry import hub
 from streamsink.registry.catalog import load_registry
 from streamsink.registry.edit import add
@@ -40,7 +40,9 @@ def named(asked: str) -> str:
     """
     found = _ASKED.fullmatch(asked)
     if not found:
-        raise UsageError(f"--hf-repo {asked} is no repository: OWNER/NAME or OWNER/NAME:QUANT")
+        raise UsageError(
+            f"{setting('hf_repo', asked)} is no repository: OWNER/NAME or OWNER/NAME:QUANT"
+        )
     repo, wanted = found["repo"], found["quant"]
     name = _name(repo, wanted)
     known = load_registry().get(name)

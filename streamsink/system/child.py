@@ -49,7 +49,7 @@ BEGIN = (
     "try: runpy.run_module(sys.argv.pop(1), run_name='__main__')\n"
     # What keeps it from being imported is the answer to the first request.
     "except StreamsinkError as error:\n"
-    " import json; print(json.dumps({'error': [type(error).__name__, str(error)]}))"
+    " import json; print(json.dumps({'error': [type(error).__name__, error.message]}))"
 )
 INSPECTOR = "streamsink.llama.inspect_child"
 """The module that `streamsink.gguf.inspection` asks. Named here, so that it can be started before

@@ -35,7 +35,7 @@ def serve(answer: Callable[[Answer], Answer]) -> None:
             try:
                 said = answer(json.loads(requests.get()))
             except StreamsinkError as error:
-                said = {"error": [type(error).__name__, str(error)]}
+                said = {"error": [type(error).__name__, error.message]}
             out.write(json.dumps(said) + "\n")
             out.flush()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from streamsink.cli import terminal
 from streamsink.cli.talk.commands import command
 from streamsink.cli.talk.settings import SETTINGS, find, read
 from streamsink.cli.talk.turning import settings, words
@@ -148,7 +149,7 @@ def _model(talk: Talk, name: str, write: Write) -> None:
 def warn_of_no_sink(talk: Talk, write: Write) -> None:
     """Tell what becomes of a model without a sink."""
     if talk.chat.stream.policy.n_keep == 0:
-        write(f"warning: {NO_SINK}\n")
+        write(f"warning: {terminal.line(NO_SINK)}\n")
 
 
 _ELSEWHERE = {"system": _system, "think": _think, "model": _model}

@@ -84,7 +84,7 @@ def piped(talk: Talk, separator: str = "\n") -> None:
             if _carry_out(talk, text, write).leaves:
                 break
         except StreamsinkError as error:
-            terminal.tell(str(error))
+            terminal.tell(error)
             code = error.exit_code
     raise typer.Exit(code)
 
@@ -133,7 +133,7 @@ def interactive(talk: Talk, title: str, advice: str = "") -> None:
         try:
             leaves, typed = _take(talk, text, write)
         except StreamsinkError as error:
-            terminal.tell(str(error))
+            terminal.tell(error)
             continue
         if leaves:
             return
@@ -158,7 +158,7 @@ def _tell_what_went_wrong(talk: Talk) -> None:
     try:
         talk.keeping.check()
     except StreamsinkError as error:
-        terminal.tell(str(error))
+        terminal.tell(error)
 
 
 def _take(talk: Talk, text: str, write: terminal.Flow) -> After:

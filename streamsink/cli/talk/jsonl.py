@@ -33,7 +33,7 @@ def jsonl(talk: Talk) -> None:
         try:
             record = _carry_out(talk, text)
         except StreamsinkError as error:
-            record, code = {"error": str(error)}, error.exit_code
+            record, code = {"error": terminal.line(error.message)}, error.exit_code
         if record is None:
             break
         write(record)
