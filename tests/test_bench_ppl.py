@@ -180,9 +180,9 @@ def test_a_grid_has_every_combination_once() -> None:
     [
         ({"policy": "sinc"}, "--policy sinc"),
         ({"n_ctx": 1}, "--ctx 1"),
-        ({"n_keep": 64}, "--keep 64"),
-        ({"n_discard": 100}, "--discard 100"),
-        ({"cache_type_k": "q9"}, "--cache-type-k q9"),
+        ({"n_keep": 64}, "n_keep=64"),
+        ({"n_discard": 100}, "n_discard=100"),
+        ({"cache_type_k": "q9"}, "cache_type_k='q9'"),
         ({"every": 0}, "--every 0"),
     ],
 )

@@ -128,8 +128,8 @@ def test_a_branch_foresees_what_the_stream_would(model: Model) -> None:
     ("settings", "says"),
     [
         ({"n_keep": -1}, "--keep -1"),
-        ({"n_keep": 600}, "--keep 600"),
-        ({"n_discard": 600}, "--discard 600"),
+        ({"n_keep": 600}, "n_keep=600"),
+        ({"n_discard": 600}, "n_discard=600"),
         ({"n_choices": 1}, "--choices 1"),
         ({"n_facts": 2}, "--facts 2"),
         ({"n_facts": 10**6}, "--facts 1000000"),

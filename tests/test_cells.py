@@ -175,11 +175,11 @@ def test_a_transaction_on_a_hybrid(hybrid: Model) -> None:
 def test_a_window_that_would_be_emptied_is_refused_at_once(
     hybrid: Model, policy: SinkPolicy
 ) -> None:
-    with pytest.raises(CapabilityError, match="lower --discard"):
+    with pytest.raises(CapabilityError, match="lower n_discard"):
         hybrid.stream(policy, 64)
     with opened(hybrid, 64) as stream:
         before = stream.policy
-        with pytest.raises(CapabilityError, match="lower --discard"):
+        with pytest.raises(CapabilityError, match="lower n_discard"):
             stream.policy = policy
         assert stream.policy == before
     with hybrid.stream(SinkPolicy(4, 59), 64) as stream:

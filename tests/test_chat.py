@@ -129,7 +129,7 @@ def test_a_system_prompt_without_room_changes_nothing() -> None:
     chat, backend = open_chat(SinkPolicy("system"), n_ctx=64, system="Be kind.")
     answer(chat, backend, "Hi", "Ho")
     before = fed(chat)
-    with pytest.raises(UsageError, match="--ctx"):
+    with pytest.raises(UsageError, match="n_ctx"):
         chat.change_system("x" * 100)
     assert fed(chat) == before
     assert chat.system == "Be kind."

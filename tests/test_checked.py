@@ -23,35 +23,31 @@ HUGE = 10**5000
 NO_NUMBERS: list[Any] = ["7", b"7", True, [1], None, 1j, object(), math.nan, HUGE, -HUGE]
 NO_WHOLES = [*NO_NUMBERS, 1.5, 40.0, np.float32(2), np.True_, math.inf]
 
-REALS = {
-    "temperature": "temp",
-    "top_p": "top-p",
-    "min_p": "min-p",
-    "repeat_penalty": "repeat-penalty",
-    "frequency_penalty": "frequency-penalty",
-    "presence_penalty": "presence-penalty",
-}
-WHOLES: list[tuple[Callable[..., object], str, str]] = [
-    (Sampling, "top_k", "top-k"),
-    (Sampling, "repeat_last_n", "repeat-last-n"),
-    (Sampling, "seed", "seed"),
-    (SinkPolicy, "n_keep", "keep"),
-    (SinkPolicy, "n_discard", "discard"),
-    (SinkPolicy, "slack", "slack"),
-    (CacheSettings, "n_batch", "batch"),
-    (CacheSettings, "n_lanes", "lanes"),
-    (CacheSettings, "threads", "threads"),
-    (CacheSettings, "threads_batch", "threads-batch"),
+REALS = (
+    *("temperature", "top_p", "min_p"),
+    *("repeat_penalty", "frequency_penalty", "presence_penalty"),
+)
+WHOLES: list[tuple[Callable[..., object], str]] = [
+    (Sampling, "top_k"),
+    (Sampling, "repeat_last_n"),
+    (Sampling, "seed"),
+    (SinkPolicy, "n_keep"),
+    (SinkPolicy, "n_discard"),
+    (SinkPolicy, "slack"),
+    (CacheSettings, "n_batch"),
+    (CacheSettings, "n_lanes"),
+    (CacheSettings, "threads"),
+    (CacheSettings, "threads_batch"),
 ]
 MAY_BE_NONE = ("seed", "slack", "threads", "threads_batch")
 
 
-@pytest.mark.parametrize(("make", "field", "option"), WHOLES)
-def test_whole_numbers(make: Callable[..., Any], field: str, option: str) -> None:
+@pytest.mark.parametrize(("make", "field"), WHOLES)
+def test_whole_numbers(make: Callable[..., Any], field: str) -> None:
     for value in NO_WHOLES:
         if value is None and field in MAY_BE_NONE:
             continue
-        with pytest.raises(UsageError, match=f"--{option} ") as caught:
+        with pytest.raises(UsageError, match=f"{field}=") as caught:
             make(**{field: value})
         assert len(str(caught.value)) < 250
     for number in (np.int64(3), np.uint8(3), 3):
@@ -59,10 +55,10 @@ def test_whole_numbers(make: Callable[..., Any], field: str, option: str) -> Non
         assert (type(made), made) == (int, 3)
 
 
-@pytest.mark.parametrize(("field", "option"), REALS.items())
-def test_numbers(field: str, option: str) -> None:
+@pytest.mark.parametrize("field", REALS)
+def test_numbers(field: str) -> None:
     for value in [*NO_NUMBERS, math.inf, -math.inf]:
-        with pytest.raises(UsageError, match=f"--{option} "):
+        with pytest.raises(UsageError, match=f"{field}="):
             Sampling(**{field: value})
     numbers: list[Any] = [1, 1.0, np.float32(1), np.int64(1)]
     for number in numbers:
@@ -93,17 +89,17 @@ def test_other_values(make: Callable[..., object], field: str, values: list[obje
 
 @pytest.mark.parametrize("stop", [[1], [b"x"], 7, None, ["a", None]])
 def test_stop_strings(stop: Any) -> None:
-    with pytest.raises(UsageError, match="--stop"):
+    with pytest.raises(UsageError, match="stop"):
         TextStream(stop)
 
 
 def test_what_a_model_is_opened_with(model: Model) -> None:
     for layers in ("all", 1.5, True, [3]):
-        with pytest.raises(UsageError, match="--gpu-layers"):
+        with pytest.raises(UsageError, match="n_gpu_layers"):
             Weights(model.path, layers)  # type: ignore[arg-type]
     for n_ctx in NO_WHOLES[:-6]:
         if n_ctx is not None:
-            with pytest.raises(UsageError, match="--ctx"):
+            with pytest.raises(UsageError, match="n_ctx"):
                 model.stream(n_ctx=n_ctx)
     with model.stream(SinkPolicy(np.int64(4)), n_ctx=np.int64(64)) as stream:  # type: ignore[arg-type]
         assert type(stream.n_ctx) is int

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from streamsink import Model
+from streamsink.cli.terms import in_options
 from streamsink.errors import ModelError
 from streamsink.gguf.advice import warnings
 from streamsink.gguf.inspection import inspect, usual_contexts
@@ -193,7 +194,7 @@ def test_what_is_odd(tiny_path: Path) -> None:
         usual, chat_template="", bos=None, adds_bos=True, eos=None, n_swa=32, swa_layers=(0,),
         complaints=("missing pre-tokenizer type, using: 'default'",),
     )  # fmt: skip
-    told = "\n".join(warnings(odd, USUAL, n_ctx=10_000, chat=True))
+    told = in_options("\n".join(warnings(odd, USUAL, n_ctx=10_000, chat=True)))
     for says in (
         "pre-tokenizer", "no chat template", "begin with BOS", "no token that ends",
         "--ctx 10000 is more than", "--rope-scale 3", "1 of 3 layers see the last 32 tokens only",

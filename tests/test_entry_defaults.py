@@ -71,10 +71,10 @@ def test_an_entry_gives_way_to_what_was_asked_for() -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"keep": "600", "ctx": 512}, "--keep 600 leaves no window"),
+        ({"keep": "600", "ctx": 512}, "n_keep=600 leaves no window"),
         ({"keep": "many"}, "--keep many is not possible"),
-        ({"discard": "-2"}, "--discard -2"),
-        ({"ctx": 0}, "--ctx 0"),
+        ({"discard": "-2"}, "n_discard=-2"),
+        ({"ctx": 0}, "n_ctx=0"),
     ],
 )
 def test_what_was_asked_for_is_refused(options: dict[str, object], says: str) -> None:

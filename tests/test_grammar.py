@@ -256,7 +256,7 @@ def test_logits_that_are_no_numbers(stream: Stream, sampling: Sampling, number: 
 
     backend.decode = spoil  # type: ignore[method-assign, assignment]
     n_fed = stream.stats.index
-    with pytest.raises(LogitsError, match="--cache-type-k f16"):
+    with pytest.raises(LogitsError, match="cache_type_k='f16'"):
         next(steps)
     assert stream.stats.index == n_fed
     backend.decode = decode  # type: ignore[method-assign]

@@ -290,7 +290,7 @@ def test_an_aborted_trial_of_lanes_is_repeated(context: NativeContext) -> None:
 
 
 def test_a_context_beyond_all_memory(model: Model) -> None:
-    with pytest.raises(MemoryBudgetError, match=r"16777216 tokens takes .* lower --ctx"):
+    with pytest.raises(MemoryBudgetError, match=r"16777216 tokens takes .* lower n_ctx"):
         model.stream(SinkPolicy(4), 2**24, n_lanes=1)
 
 
@@ -322,7 +322,7 @@ def test_a_context_that_llama_cpp_finds_no_memory_for(tiny_path: Path) -> None:
     lines = said.splitlines()
     assert len(lines) == 3, said
     assert all("llama.cpp cannot make a context of" in line for line in lines[:2]), said
-    assert all("lower --ctx" in line for line in lines[:2]), said
+    assert all("lower n_ctx" in line for line in lines[:2]), said
     assert lines[2].endswith("tokens"), said
 
 

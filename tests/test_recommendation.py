@@ -116,7 +116,7 @@ def test_a_window_is_not_counted_at_full_context(
     free(int(0.8 * whole))
     with Model(Weights(found.path, 0)) as model:
         model.stream(n_ctx=LONG, flash_attn=True).close()
-        with pytest.raises(MemoryBudgetError, match=r"lower --ctx \(about \d+ fit\)"):
+        with pytest.raises(MemoryBudgetError, match=r"lower n_ctx \(about \d+ fit\)"):
             NativeContext(model._weights, LONG, quick, swa_full=True)
 
 

@@ -200,9 +200,9 @@ def test_a_prefix_that_leaves_no_window_is_refused(model: Model, path: Path) -> 
     with model.stream(SinkPolicy(30), N_CTX) as stream:
         stream.feed(TOKENS[:100])
         stream.save(path)
-    with pytest.raises(UsageError, match="leaves no window in --ctx 20"):
+    with pytest.raises(UsageError, match="leaves no window in n_ctx=20"):
         model.restore(path, n_ctx=20)
-    with pytest.raises(UsageError, match="prefix of 30 tokens leaves no window in n_ctx 20"):
+    with pytest.raises(UsageError, match="prefix of 30 tokens leaves no window in n_ctx=20"):
         model.restore(path, SinkPolicy(2), n_ctx=20)
 
 

@@ -496,7 +496,7 @@ def test_a_context_of_nothing_is_refused(run: Run, tiny_path: Path, at_home: Pat
         with model.stream(SinkPolicy(4, 1), 64) as stream:
             stream.feed(range(10, 20))
             stream.save(at_home / "a")
-        with pytest.raises(UsageError, match="--ctx 0 is not possible"):
+        with pytest.raises(UsageError, match="n_ctx=0 is not possible"):
             model.restore(at_home / "a", n_ctx=0)
     done = run("chat", str(tiny_path), "--session", "./a", "--ctx", "0", given="Hi\n")
     assert done.returncode == 2

@@ -189,7 +189,7 @@ def test_built_in_templates_go_turn_by_turn(name: str) -> None:
         head = [{"role": "system", "content": system}] if system else []
         first = template.render([*head, {"role": "user", "content": "Hi"}], True)
         if system and "Be." not in first:
-            with pytest.raises(UsageError, match=r"takes no .*system prompt: .*--system"):
+            with pytest.raises(UsageError, match=r"takes no .*system prompt: .*system"):
                 template.opening(system, "Hi")
             continue
         block, rest = template.opening(system, "Hi")

@@ -110,9 +110,9 @@ LOST = {
 def test_words_that_would_be_lost_are_refused(user: str, why: str) -> None:
     words = "I </think> am\nAda, and I live here."
     template = ChatTemplate(turns(user, system=PLAIN), SPECIAL)
-    with pytest.raises(UsageError, match=f"{why}.*--chat-template"):
+    with pytest.raises(UsageError, match=f"{why}.*chat_template"):
         template.opening("", words)
-    with pytest.raises(UsageError, match=f"{why}.*--chat-template"):
+    with pytest.raises(UsageError, match=f"{why}.*chat_template"):
         template.next_turn(words)
     if why == "leaves out a part":  # as from a word
         assert "Hi" in joined(*template.opening("", "Hi"))  # nothing of this is lost
@@ -131,7 +131,7 @@ def test_a_template_that_leaves_out_who_says_nothing() -> None:
         try:
             said_so = joined(*template.opening("", words))
         except UsageError as error:
-            assert "--chat-template" in str(error)  # noqa: PT017 - either is right
+            assert "chat_template" in str(error)  # noqa: PT017 - either is right
         else:
             assert said_so == plainly(source, [said("user", words)])
 
@@ -156,7 +156,7 @@ NO_SYSTEM = {
 @pytest.mark.parametrize("source", NO_SYSTEM.values(), ids=list(NO_SYSTEM))
 def test_a_system_prompt_that_would_be_lost_is_refused(source: str) -> None:
     template = ChatTemplate(source, SPECIAL)
-    with pytest.raises(UsageError, match=r"takes no such system prompt: .*--system"):
+    with pytest.raises(UsageError, match=r"takes no such system prompt: .*system"):
         template.opening("You are a pirate and you love the sea.", "Hi")
     assert "Hi" in joined(*template.opening("", "Hi"))
 
