@@ -39,6 +39,14 @@ class Model(Closing):
         self._weights = weights
         self._streams: weakref.WeakSet[Stream] = weakref.WeakSet()
         self._engines: weakref.WeakSet[Engine] = weakref.WeakSet()
+        self._closed = False
+
+    def __repr__(self) -> str:
+        """What it is, in one line; names out of the file cannot steer a terminal."""
+        if self._closed:
+            return f"<Model {self.path.name!r}, closed>"
+        about = self.description if self.description.isprintable() else ascii(self.description)
+        return f"<Model {self.path.name!r}: {about}, trained on {self.n_ctx_train:,} tokens>"
 
     @classmethod
     def open(
@@ -328,6 +336,7 @@ class Model(Closing):
 
     def close(self) -> None:
         """Close all streams, and free the weights. Twice is fine."""
+        self._closed = True
         for engine in list(self._engines):
             engine.close()
         # A context that outlives its model takes the process with it; and another thread may open

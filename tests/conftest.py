@@ -12,8 +12,10 @@ import pytest
 from streamsink.chat.chat import Chat
 from streamsink.chat.template import ChatTemplate
 from streamsink.core.policy import SinkPolicy
+from streamsink.errors import UsageError
 from streamsink.llama.weights import Weights
 from streamsink.model import Model
+from streamsink.registry.files import resolve
 from tests.pulls import FileServer, without_settings
 from tests.tiny_gguf import TinyModel
 
@@ -115,3 +117,12 @@ def chat(model: Model) -> Iterator[Chat]:
             stream,
             ChatTemplate("{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}", {}),
         )
+
+
+@pytest.fixture(scope="session")
+def default_model() -> str:
+    """The default model's file; scripts/test fetches it."""
+    try:
+        return str(resolve(""))
+    except UsageError as error:
+        pytest.skip(f"{error}")

@@ -19,19 +19,8 @@ from streamsink import session
 from streamsink.cli import main
 from streamsink.cli.lazy import load
 from streamsink.cli.talk.conversation import fitting
-from streamsink.errors import UsageError
-from streamsink.registry.files import resolve
 
 STREAMSINK = [sys.executable, "-c", "from streamsink.cli.main import main; main()"]
-
-
-@pytest.fixture(scope="session")
-def default_model() -> str:
-    """The default model's file; scripts/test fetches it."""
-    try:
-        return str(resolve(""))
-    except UsageError as error:
-        pytest.skip(f"{error}")
 
 
 def run(*arguments: str, given: str = "") -> subprocess.CompletedProcess[str]:

@@ -12,7 +12,6 @@ from streamsink.chat.template import ChatTemplate
 from streamsink.core.policy import Discard, SinkPolicy
 from streamsink.core.sampling import Sampling
 from streamsink.model import Model
-from tests.test_cli import default_model
 
 __all__ = ["default_model"]
 

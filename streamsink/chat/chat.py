@@ -42,6 +42,11 @@ class Chat(Revising, Lasting):
         Texts that end an answer.
     """
 
+    def __repr__(self) -> str:
+        """How long it is, and how its stream stands, in one line."""
+        n = self._conversation.n_turns
+        return f"<Chat: {n:,} turn{'s' * (n != 1)} on {self.stream!r}>"
+
     def change(self, /, **settings: Any) -> None:
         """Change how the conversation goes on: ``chat.change(temperature=0.2, n_discard="turn")``.
 

@@ -71,6 +71,10 @@ class ChatTemplate:
         self._special = special
         self._renderer = Renderer(self.source, special)
 
+    def __repr__(self) -> str:
+        """How long it is, in one line."""
+        return f"<ChatTemplate: {len(self.source):,} characters>"
+
     def other(self, source: str) -> ChatTemplate:
         """Another template for the same model."""
         if source == self.source:

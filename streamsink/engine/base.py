@@ -95,6 +95,17 @@ class Base(Closing):
         if siblings is not None:
             siblings.add(self)
 
+    def __repr__(self) -> str:
+        """How it stands, in one line; from any thread at any time."""
+        if self._closed:
+            return "<Stream, closed>"
+        state = self._controller.state
+        ledger = state.ledger
+        return (
+            f"<Stream: {ledger.n_live:,} of {self.n_ctx:,} tokens: {ledger.n_pinned:,} pinned + "
+            f"{ledger.n_window:,} recent, {state.counters.evicted:,} forgotten>"
+        )
+
     @property
     def policy(self) -> SinkPolicy:
         """The policy in force. Assign another at any time; it acts from the next token on.

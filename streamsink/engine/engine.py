@@ -75,6 +75,13 @@ class Engine(Closing):
         self._thread = threading.Thread(target=self._serve, name="streamsink-engine", daemon=True)
         self._thread.start()
 
+    def __repr__(self) -> str:
+        """How many streams there are, in one line."""
+        if self._closed:
+            return "<Engine, closed>"
+        n = len(self._streams)
+        return f"<Engine: {n} stream{'s' * (n != 1)}, n_ctx {self.n_ctx:,}>"
+
     @property
     def why(self) -> str:
         """Why the streams are laid out as they are, as a clause."""

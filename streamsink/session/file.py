@@ -59,6 +59,12 @@ class Session(msgspec.Struct, frozen=True):
     version: int = VERSION
     by: str = __version__
 
+    def __repr__(self) -> str:
+        """What it is of, and how far it went, in one line."""
+        n = self.conversation.n_turns if self.conversation else 0
+        said = f"{n:,} turn{'s' * (n != 1)}, " if self.conversation else ""
+        return f"<Session of {Path(self.kind.path).name!r}: {said}{self.stream.index:,} tokens>"
+
 
 class _Versioned(msgspec.Struct):
     """What every version has."""
