@@ -63,7 +63,7 @@ class Model(Closing):
 
         Parameters
         ----------
-        name_or_path : str or path
+        name_or_path : str or path, default ""
             A name of the registry (``streamsink models``) or a ``.gguf`` file; empty means the
             default model.
         n_gpu_layers : int, optional
@@ -237,11 +237,11 @@ class Model(Closing):
 
         Parameters
         ----------
-        n_streams : int
+        n_streams : int, default 4
             Streams whose cells are at hand. There may be more: they take turns.
         n_ctx : int, optional
             Tokens that a token can attend to, in each stream.
-        layout : {"auto", "pools", "unified", "separate"}
+        layout : {"auto", "pools", "unified", "separate"}, default "auto"
             A pool of cells for each, one pool for all, or a context for each
             (`streamsink.gguf.layout`); ``auto`` takes what is exact and fastest, and `Engine.why`
             says why.

@@ -13,8 +13,6 @@ from streamsink.core.policy import Discard, SinkPolicy
 from streamsink.core.sampling import Sampling
 from streamsink.model import Model
 
-__all__ = ["default_model"]
-
 N_CTX = 320
 FACT = "My cat is called Miso."
 QUESTION = "What is the name of my cat?"

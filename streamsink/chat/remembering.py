@@ -95,7 +95,7 @@ class Remembering(Base):
         ----------
         system : str
             The new prompt; empty leaves it to the template.
-        exact : bool
+        exact : bool, default False
             Evaluate what is visible anew behind it, so that nothing of the old prompt is left.
 
         Returns

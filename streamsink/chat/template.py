@@ -141,9 +141,9 @@ class ChatTemplate:
         ----------
         user : str
             What the user says.
-        system : str
+        system : str, default ""
             The system prompt in force.
-        n_turns : int
+        n_turns : int, default 1
             How many turns the user had before; at least 1.
 
         Raises

@@ -32,20 +32,20 @@ class SinkPolicy:
 
     Parameters
     ----------
-    n_keep : int or "system"
+    n_keep : int or "system", default 4
         Tokens pinned at the head of the stream, BOS counted. ``-1`` pins the whole first prompt,
         ``"system"`` the rendered system block of a chat (`streamsink.chat` turns it into a number).
-    n_discard : int, "half", "turn" or "sentence"
+    n_discard : int, "half", "turn" or "sentence", default 1
         Tokens evicted at once when the cache is full. ``1`` is the paper, ``0`` and ``"half"`` are
         half of the window (llama.cpp's convention). ``"turn"`` and ``"sentence"`` evict the oldest
         whole ones, so that the window begins where one begins (`Stream.begin_turn`); of one that
         fills the window half is cut off.
-    placement : {"auto", "rotate", "reanchor"}
+    placement : {"auto", "rotate", "reanchor"}, default "auto"
         How sink and window are brought side by side again, see `streamsink.core.placement`.
     slack : int, optional
         Positions that the sink may trail the window before it is brought up again. ``0`` gives the
         paper's positions at every step; ``None`` lets the stream choose (`default_slack`).
-    force : bool
+    force : bool, default False
         Take a ``placement`` that is only approximate on the model, which is refused otherwise.
 
     Raises

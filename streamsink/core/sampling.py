@@ -23,17 +23,17 @@ class Sampling:
         repetitions of an item, and llama.cpp must have tried it within 5 seconds.
     json_schema : str, optional
         JSON schema that the text must follow, in place of a grammar; ``{}`` lets any JSON follow.
-    repeat_penalty, frequency_penalty, presence_penalty : float
+    repeat_penalty, frequency_penalty, presence_penalty : float, default 1, 0, 0
         Penalties on recent tokens; 1, 0 and 0 switch them off.
-    repeat_last_n : int
+    repeat_last_n : int, default 64
         How many recent tokens the penalties look at; of those before a generation, visible ones.
-    top_k : int
+    top_k : int, default 40
         Keep the k likeliest tokens; 0 keeps all.
-    top_p : float
+    top_p : float, default 0.95
         Keep the likeliest tokens that hold this much probability; 1 keeps all.
-    min_p : float
+    min_p : float, default 0.05
         Drop tokens less likely than this share of the likeliest; 0 drops none.
-    temperature : float
+    temperature : float, default 0.8
         Divides the logits; 0, and anything below 0.0001, takes the likeliest token.
     seed : int, optional
         Seed of the random draws; ``None`` draws one. What is drawn depends on it and on a token's

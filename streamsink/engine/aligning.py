@@ -77,9 +77,9 @@ class Aligning(Feeding, Pinning):
             The whole of it, from the beginning on, whatever of it was evicted. Text gets the
             model's BOS in front; tokens are taken as they are, and are the better, for text that
             the model has written may read as other tokens.
-        special : bool
+        special : bool, default False
             Read ``<|...|>`` in the text as control tokens.
-        exact : bool
+        exact : bool, default False
             Nothing of what is taken out is to be remembered: what follows is evaluated again.
         n_prefix : int, optional
             How many of its first tokens are the pinned prefix. By default so many as now; of a

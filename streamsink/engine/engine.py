@@ -106,7 +106,7 @@ class Engine(Closing):
         prefix : str or sequence of int, optional
             What the stream begins with, as for `Stream.feed`. Of streams that begin alike, the
             first evaluates it, and the others take over its cells.
-        special : bool
+        special : bool, default False
             Read ``<|...|>`` in the prefix as control tokens.
         on_evict, on_event : callable, optional
             See `Stream`. They are called in the thread of whoever used the stream.

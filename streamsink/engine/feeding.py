@@ -29,7 +29,7 @@ class Feeding(Base):
         ----------
         text : str or sequence of int
             Text gets the model's BOS in front if the stream is empty; tokens are taken as they are.
-        special : bool
+        special : bool, default False
             Read ``<|...|>`` in the text as control tokens.
 
         Returns

@@ -114,15 +114,15 @@ class Generating(Base):
         max_tokens : int, optional
             Most tokens; ``None`` goes on until something else ends it. A stream never fills up, so
             this may be for ever.
-        stop : sequence of str
+        stop : sequence of str, default ()
             Strings that end the text.
         sampling : Sampling, optional
             How tokens are chosen.
-        ignore_eos : bool
+        ignore_eos : bool, default False
             Go on when the model ends its text.
-        ends : collection of int
+        ends : collection of int, default ()
             Tokens that end the text beside those that the vocabulary marks so.
-        shows : collection of int
+        shows : collection of int, default ()
             Control tokens that are part of the text, as the marks of a thought may be.
         record : list of Step, optional
             Receives every step together with its entry into the stream: whatever interrupts the

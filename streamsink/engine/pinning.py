@@ -54,9 +54,9 @@ class Pinning(Base):
         ----------
         text : str or sequence of int
             Text gets the model's BOS in front; tokens are taken as they are.
-        special : bool
+        special : bool, default False
             Read ``<|...|>`` in the text as control tokens.
-        exact : bool
+        exact : bool, default False
             Evaluate the window anew behind it, so that nothing of the old prefix is left.
 
         Returns
@@ -97,7 +97,7 @@ class Pinning(Base):
             The new block, as for `repin`.
         block : (int, int)
             Index range of the old block, half-open.
-        exact : bool
+        exact : bool, default False
             As for `repin`.
 
         Raises

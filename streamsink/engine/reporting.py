@@ -101,7 +101,7 @@ class Reporting(Base):
         ----------
         parts : sequence of (str, bool)
             Texts, and whether ``<|...|>`` in them are control tokens.
-        after_text : bool
+        after_text : bool, default False
             Whether it goes on from ordinary text.
         """
         return self._tokenizer.tokenize_parts(parts, after_text=after_text)

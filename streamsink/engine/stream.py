@@ -28,7 +28,7 @@ class Stream(Aligning, Generating, Saving, Reporting):
         Called with every `Evicted` record, after cache and ledger have settled.
     on_event : callable, optional
         Called with every `Event`, likewise.
-    rebase_at : int
+    rebase_at : int, default 65536
         Position at which a growing stream is brought back to 0.
     siblings : mutable set of Stream, optional
         Where this stream and its forks enter themselves.

@@ -24,11 +24,11 @@ class CacheSettings:
 
     Parameters
     ----------
-    cache_type_k, cache_type_v : str
+    cache_type_k, cache_type_v : str, default "f16"
         Types of keys and values: f32, f16, bf16, q8_0, q5_1, q5_0, q4_1, q4_0, iq4_nl.
-    n_batch : int
+    n_batch : int, default 512
         Most tokens in one decode.
-    n_lanes : int
+    n_lanes : int, default 64
         Evictions that one decode may span while feeding (`streamsink.core.lanes`); each takes a
         spare cell, and 1 feeds token by token.
     threads : int or "auto", optional
@@ -43,7 +43,7 @@ class CacheSettings:
         for quantised values, which need it.
     rope_scaling : {"none", "linear", "yarn"}, optional
         How RoPE is stretched to contexts beyond the trained one; ``None`` is the model's own way.
-    rope_scale : float
+    rope_scale : float, default 1
         By how much, for ``linear`` and ``yarn``.
 
     Raises
