@@ -13,9 +13,13 @@ from typing import Any
 
 import pytest
 
-from streamsink.cli.doctor import _command
+from streamsink.chat.template_report import report
+from streamsink.cli.doctor import recommended
 from streamsink.cli.options import EngineOptions
+from streamsink.cli.terms import in_options
+from streamsink.core.policy import SinkPolicy
 from streamsink.errors import MemoryBudgetError
+from streamsink.gguf.advice import warnings
 from streamsink.gguf.budget import context_bytes
 from streamsink.gguf.inspection import Inspection, inspect
 from streamsink.gguf.recommendation import fits, recommend
@@ -123,8 +127,9 @@ def test_a_window_is_not_counted_at_full_context(
 def test_a_machine_without_room_is_told_so(inspected: Callable[[str], Inspection]) -> None:
     found = inspected("llama")
     assert "its weights take" in str(recommend(found, found.weight_bytes))
-    advice: list[str] = []
-    assert _command("m", EngineOptions(), found, found.weight_bytes, advice) is None
+    talks = report("", {})
+    command, advice = recommended("m", EngineOptions(), found, found.weight_bytes, talks)
+    assert command is None
     assert "nothing can be recommended" in advice[-1]
 
 
@@ -172,38 +177,57 @@ def test_recommended_commands_keep_the_options_and_run(tiny_path: Path, tmp_path
     assert without_cuts(done.stderr) == []
 
 
+TALKS = (
+    "{% for message in messages %}{{ message.role }}: {{ message.content }}{{ eos_token }}"
+    "{% endfor %}{{ 'assistant: ' if add_generation_prompt }}"
+)
+
+
 @pytest.mark.parametrize(
-    "template",
+    ("template", "command", "says"),
     [
-        "{% for %}",
-        "{{ raise_exception('no \x1b[2J chat') }}",
-        "{{ messages[0].content.nope() }}",
+        ("{% for %}", "generate", "cannot be read"),
+        ("{{ raise_exception('no \x1b[2J chat') }}", "generate", "no"),
+        ("{{ messages[0].content.nope() }}", "generate", "nope"),
+        ("", "generate", "brings no chat template"),
+        (TALKS, "chat", ""),
+        ("{{ raise_exception('no BOS') if not bos_token }}" + TALKS, "chat", ""),
+        (
+            "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+            + TALKS,
+            "chat",
+            "takes no system prompt: --system is refused",
+        ),
     ],
 )
-def test_a_template_that_fails_is_no_chat(
-    inspected: Callable[[str], Inspection], template: str
+def test_what_a_template_lacks_is_said(
+    inspected: Callable[[str], Inspection], template: str, command: str, says: str
 ) -> None:
+    """And a model that cannot chat is recommended for what it can."""
     found = inspected("llama")
-    broken = dataclasses.replace(
+    asks = dataclasses.replace(
         found, traits=dataclasses.replace(found.traits, chat_template=template)
     )
-    advice: list[str] = []
-    command = _command("m", EngineOptions(), broken, 2**34, advice)
-    assert command == f"streamsink generate m --ctx {LONG} -p 'Once upon a time'"
-    assert "a chat fails at once without another --chat-template" in advice[-1]
+    talks = report(template, found.special_texts)
+    line, advice = recommended("m", EngineOptions(), asks, 2**34, talks)
+    assert talks.usable == (command == "chat")
+    more = " -p 'Once upon a time'" if command == "generate" else ""
+    assert line == f"streamsink {command} m --ctx {LONG}{more}"
+    if says:
+        (told,) = map(in_options, advice)
+        assert says in told
+        assert ("--chat-template" in told) == (command == "generate")
+    else:
+        assert advice == []
+        assert talks.has == ("system prompt",)
 
 
-def test_a_template_is_tried_with_the_models_own_tokens(
-    inspected: Callable[[str], Inspection],
+@pytest.mark.parametrize(("n_ctx", "is_told"), [(512, True), (16, False)])
+def test_pinned_tokens_out_of_sight(
+    inspected: Callable[[str], Inspection], n_ctx: int, is_told: bool
 ) -> None:
-    found = inspected("llama")
-    template = (
-        "{{ raise_exception('no BOS') if not bos_token }}"
-        "{% for message in messages %}{{ message.role }}: {{ message.content }}{{ eos_token }}"
-        "{% endfor %}{{ 'assistant: ' if add_generation_prompt }}"
-    )
-    traits = dataclasses.replace(found.traits, chat_template=template)
-    advice: list[str] = []
-    asks = dataclasses.replace(found, traits=traits)
-    assert _command("m", EngineOptions(), asks, 2**34, advice) == f"streamsink chat m --ctx {LONG}"
-    assert advice == []
+    """Only where context and slack make it so: this window slides over 32 tokens."""
+    found = inspected("gemma3")
+    policy = SinkPolicy(slack=4)
+    told = "\n".join(warnings(found.traits, found.settings, policy, n_ctx, slack=4))
+    assert ("out of their sight" in told) == is_told

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,14 +15,17 @@ from streamsink.cli.grouped import grouped
 from streamsink.cli.options import EngineOptions, ModelName
 from streamsink.cli.table import show
 from streamsink.cli.terms import in_options
-from streamsink.errors import StreamsinkError, UsageError
+from streamsink.core.placement import choose
+from streamsink.errors import UsageError
 from streamsink.gguf.advice import warnings
 from streamsink.system.memory import available_bytes
 from streamsink.system.sizes import gib
 
 if TYPE_CHECKING:
+    from streamsink.chat.template_report import Report
     from streamsink.core.capabilities import Capabilities
     from streamsink.gguf.inspection import Inspection, Need
+    from streamsink.gguf.recommendation import Recommendation
 
 PROMPT = "Once upon a time"
 """Of a recommended command that goes on from a text."""
@@ -51,7 +55,9 @@ def doctor(
     A model that cannot stream is told so, and the exit code is 1.
     """
     if not model:
-        _show_installation(as_json)
+        from streamsink.cli.installation import show_installation
+
+        show_installation(as_json)
         return
     contexts = _contexts(ctx) if ctx else []
     settings = engine.settings()
@@ -64,17 +70,17 @@ def doctor(
         from streamsink.gguf.inspection import inspect
 
         found = inspect(path, settings, contexts, engine.gpu_layers, process)
+    from streamsink.chat.template_report import report
+
     free = available_bytes() if found.gpu_bytes is None else found.gpu_bytes
-    n_ctx = max(contexts, default=None)
-    advice = warnings(found.traits, settings, n_ctx=n_ctx, chat=True)
-    command = _command(model, engine, found, free, advice)
+    talks = report(found.traits.chat_template, found.special_texts)
+    command, advice = recommended(model, engine, found, free, talks, contexts)
     if as_json:
-        terminal.say_json(_record(found, free, advice, command))
+        terminal.say_json(_record(found, free, talks, advice, command))
     else:
-        _show_model(found, free)
+        _show_model(found, free, talks)
         terminal.say()
-        for line in advice:
-            terminal.say(f"warning: {line}")
+        terminal.warn(advice, terminal.say)
         if command:
             terminal.say(f"recommended: {command}")
     if command is None:
@@ -92,10 +98,10 @@ def _contexts(text: str) -> list[int]:
 # -- a model --------------------------------------------------------------------------------------
 
 
-def _show_model(found: Inspection, free: int) -> None:
+def _show_model(found: Inspection, free: int, talks: Report) -> None:
     from streamsink.gguf.recommendation import fits
 
-    show(("model", found.path.name), [[name, text] for name, text in _traits(found)])
+    show(("model", found.path.name), [[name, text] for name, text in _traits(found, talks)])
     terminal.say()
     able = _able(found)
     if able.no_stream:
@@ -125,7 +131,7 @@ def _show_model(found: Inspection, free: int) -> None:
         )
 
 
-def _traits(found: Inspection) -> list[tuple[str, str]]:
+def _traits(found: Inspection, talks: Report) -> list[tuple[str, str]]:
     """Names and texts of what a model is like, without what it has not."""
     t = found.traits
     rope = t.rope if t.scaling == "none" else f"{t.rope}, {t.scaling}"
@@ -157,9 +163,15 @@ def _traits(found: Inspection) -> list[tuple[str, str]]:
         "heads": f"{t.n_head}, keys and values {_few(t.n_head_kv)}, of {t.n_key} dimensions",
         "KV bytes a token": ", ".join(f"{name} {size:,.0f}" for name, size in kv.items() if size),
         "vocabulary": f"{t.n_vocab:,}, BOS {_token(t.bos)}, EOS {_token(t.eos)}",
-        "chat template": f"{len(t.chat_template):,} characters" if t.chat_template else "none",
+        "chat template": _template(t.chat_template, talks),
     }
     return [(name, str(text)) for name, text in rows.items() if text]
+
+
+def _template(source: str, talks: Report) -> str:
+    if not source:
+        return "none"
+    return ", ".join((f"{len(source):,} characters", *talks.has))
 
 
 def _few(numbers: tuple[int, ...]) -> str:
@@ -190,19 +202,50 @@ def _able(found: Inspection) -> Capabilities:
     return found.able(found.settings, swa_full=True)
 
 
-def _command(
-    model: str, engine: EngineOptions, found: Inspection, free: int, advice: list[str]
-) -> str | None:
-    """The command line to begin with, under the options that were given; None where there is none.
+def recommended(
+    model: str,
+    engine: EngineOptions,
+    found: Inspection,
+    free: int,
+    talks: Report,
+    contexts: Sequence[int] = (),
+) -> tuple[str | None, list[str]]:
+    """The command line to begin with, if there is one, and what somebody should know before.
 
-    Why it is none, or not a chat, becomes part of the advice.
+    Parameters
+    ----------
+    model, engine, contexts
+        What was asked for.
+    found : Inspection
+        The model.
+    free : int
+        Bytes that are free where its layers go.
+    talks : Report
+        What its chat template can do.
     """
     from streamsink.gguf.recommendation import recommend
 
     best = recommend(found, free)
+    advice = _advice(found, best, contexts)
     if isinstance(best, str):
-        advice.append(f"nothing can be recommended: {best}")
-        return None
+        return None, advice
+    return _command(model, engine, best, chat=talks.usable), [*advice, *talks.lacks]
+
+
+def _advice(found: Inspection, best: Recommendation | str, contexts: Sequence[int]) -> list[str]:
+    """What is odd about the model, about what was asked for, or about what is recommended."""
+    if isinstance(best, str):
+        n_ctx = max(contexts, default=None)
+        none = f"nothing can be recommended: {best}"
+        return [*warnings(found.traits, found.settings, n_ctx=n_ctx), none]
+    n_ctx = max(contexts, default=best.n_ctx)
+    able = found.able(best.settings, swa_full=best.policy.placement == "rotate")
+    slack = choose(best.policy, able, 0, n_ctx).slack
+    return warnings(found.traits, found.settings, best.policy, n_ctx, slack=slack)
+
+
+def _command(model: str, engine: EngineOptions, best: Recommendation, *, chat: bool) -> str:
+    """The command line to begin with, under the options that were given."""
     name = f"./{model}" if model.startswith("-") else model  # or it is taken for an option
     options = [*engine.words(), "--ctx", str(best.n_ctx)]
     if best.settings.cache_type_k != "f16":
@@ -210,26 +253,14 @@ def _command(
         options += ["--cache-type-v", best.settings.cache_type_v]
     if best.policy.placement != "auto":
         options += ["--placement", best.policy.placement]
-    if why := _no_chat(found):
-        advice.append(f"a chat fails at once without another --chat-template: {why}")
-        return shlex.join(["streamsink", "generate", name, *options, "-p", PROMPT])
-    return shlex.join(["streamsink", "chat", name, *options])
+    if chat:
+        return shlex.join(["streamsink", "chat", name, *options])
+    return shlex.join(["streamsink", "generate", name, *options, "-p", PROMPT])
 
 
-def _no_chat(found: Inspection) -> str:
-    """Why a model's template cannot be used; '' where it can."""
-    from streamsink.chat.template import ChatTemplate
-
-    try:
-        tried = ChatTemplate(found.traits.chat_template, found.special_texts)
-        tried.opening("", "Hello")
-        tried.next_turn("Hello")
-    except StreamsinkError as error:
-        return in_options(error.message)
-    return ""
-
-
-def _record(found: Inspection, free: int, advice: list[str], command: str | None) -> dict[str, Any]:
+def _record(
+    found: Inspection, free: int, talks: Report, advice: list[str], command: str | None
+) -> dict[str, Any]:
     able = _able(found)
     return {
         "path": str(found.path),
@@ -242,47 +273,7 @@ def _record(found: Inspection, free: int, advice: list[str], command: str | None
             "reanchor": able.reanchor._asdict(),
         },
         "needs": [asdict(need) for need in found.needs],
+        "chat_template": {"usable": talks.usable, "has": talks.has},
         "warnings": [in_options(line) for line in advice],
         "recommended": command,
     }
-
-
-# -- the installation -----------------------------------------------------------------------------
-
-
-def _show_installation(as_json: bool) -> None:
-    from streamsink.bench.environment import environment
-    from streamsink.llama import amx
-    from streamsink.llama.devices import devices
-
-    about = environment()
-    found = devices()
-    notes = []
-    if amx.is_broken():
-        notes.append(
-            "this build's AMX code was spoiled by its compiler, and weights are not packed for "
-            "it: rebuild with GCC 15, or by scripts/run of streamsink's sources"
-        )
-    if as_json:
-        terminal.say_json(
-            {**about, "devices": [asdict(device) for device in found], "warnings": notes}
-        )
-        return
-    used = about["llama_cpp_features"].replace(" = 1", "").replace(" | ", ", ")
-    rows = [
-        ["streamsink", about["streamsink"]],
-        ["llama-cpp-python", f"{about['llama_cpp_python']} ({about['llama_cpp']})"],
-        ["built with", used],
-        ["Python", f"{about['python']}, NumPy {about['numpy']}"],
-        ["machine", f"{about['cpu']}, {about['system']}"],
-        ["threads", f"{about['cores']} cores, {about['threads_allowed']} threads allowed"],
-        ["memory", f"{gib(about['memory_bytes'])}, {gib(available_bytes())} free"],
-    ]
-    show(("installation", ""), rows)
-    terminal.say()
-    show(
-        ("device", "kind", "memory", "free", "description"),
-        [[d.name, d.kind, gib(d.total_bytes), gib(d.free_bytes), d.description] for d in found],
-    )
-    for note in notes:
-        terminal.say(f"warning: {note}")

@@ -82,7 +82,14 @@ def opened(
                 )
             with stream:
                 terminal.warn(
-                    warnings(loaded.traits, settings, stream.policy, stream.n_ctx, chat=chat)
+                    warnings(
+                        loaded.traits,
+                        settings,
+                        stream.policy,
+                        stream.n_ctx,
+                        slack=stream.stats.slack,
+                        chat=chat,
+                    )
                 )
                 yield loaded, stream
 

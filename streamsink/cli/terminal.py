@@ -14,7 +14,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TextIO
 
@@ -143,10 +143,10 @@ def tell(what: str | StreamsinkError) -> None:
     note(f"streamsink: {what if isinstance(what, str) else what.message}")
 
 
-def warn(lines: Sequence[str]) -> None:
-    """Tell what is odd."""
+def warn(lines: Sequence[str], how: Callable[[str], None] | None = None) -> None:
+    """Tell what is odd; by default on standard error."""
     for found in lines:
-        tell(f"warning: {found}")
+        (how or tell)(f"warning: {found}")
 
 
 def say_json(value: object) -> None:

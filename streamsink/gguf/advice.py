@@ -24,6 +24,7 @@ def warnings(
     policy: SinkPolicy | None = None,
     n_ctx: int | None = None,
     *,
+    slack: int = 0,
     chat: bool = False,
 ) -> list[str]:
     """What is odd about a model, or about what is asked of it.
@@ -38,6 +39,8 @@ def warnings(
         What is kept and what evicted.
     n_ctx : int, optional
         Tokens of context that are asked for.
+    slack : int
+        Positions that the sink may trail.
     chat : bool
         Whether it shall chat by its own template.
     """
@@ -56,10 +59,11 @@ def warnings(
             f"trained on: lower it, or stretch them by {setting('rope_scaling', 'yarn')} and "
             f"{setting('rope_scale', -(-n_ctx // traits.n_ctx_unscaled))}"
         )
-    if traits.n_swa:
+    if traits.n_swa and (n_ctx is None or n_ctx + slack > traits.n_swa):
+        where = "" if n_ctx else "in a larger context "
         found.append(
             f"{len(traits.swa_layers) or 'some'} of {traits.n_layer} layers see the last "
-            f"{traits.n_swa} tokens only: what is pinned is out of their sight"
+            f"{traits.n_swa:,} tokens only: {where}what is pinned is out of their sight"
         )
     if policy and policy.n_keep == 0 and not traits.recurrent:
         found.append(NO_SINK)
