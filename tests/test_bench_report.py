@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from streamsink.bench.compare import compare
+from streamsink.bench.compare import circumstances, compare
 from streamsink.bench.folder import RunFolder
+from streamsink.bench.pairing import pairs
 from streamsink.bench.report import write_report
 from streamsink.bench.statistics import bootstrap_interval, curve, mean_nll, perplexity
 from streamsink.bench.task import Task
@@ -43,16 +44,21 @@ def add(run: RunFolder, kind: str, key: str, settings: dict[str, Any], **result:
 
 
 def add_scores(
-    run: RunFolder, scores: np.ndarray[Any, Any], n_keep: int = 4, sha256: str = "same"
+    run: RunFolder,
+    scores: np.ndarray[Any, Any],
+    n_keep: int = 4,
+    n_discard: Any = 1,
+    sha256: str = "same",
 ) -> None:
-    key = f"{n_keep}+508"
+    key = f"{n_keep}+508" + ("" if n_discard == 1 else f"-{n_discard}")
     scores.astype("<f4").tofile(run.arrays / f"{key}.f32")
     interval = bootstrap_interval(scores, seed=0)
     index, level = curve(scores)
     add(
         run, "ppl", key,
         {
-            "policy": "sink", "n_ctx": 512, "n_keep": n_keep, "n_discard": 1, "placement": "auto",
+            "policy": "sink", "n_ctx": 512, "n_keep": n_keep, "n_discard": n_discard,
+            "placement": "auto",
             "slack": None, "cache_type_k": "f16",
         },
         n_scored=len(scores), nll=mean_nll(scores), perplexity=perplexity(mean_nll(scores)),
@@ -213,12 +219,14 @@ def test_what_matters_is_marked_and_trifles_are_not(tmp_path: Path) -> None:
         add_speed(run, 1024, ms, spread=2.0)
         add_recall(run, accuracy)
         add_memory(run, growth)
-    found = {(one.kind, one.key): one for one in compare(a, b)}
-    assert {key for key, one in found.items() if one.matters} == {
-        ("ppl", "4+508"), ("speed", "ctx-512"), ("recall", "stream"), ("memory", "ctx-512"),
-    }  # fmt: skip
-    assert "+0.02" in found["ppl", "4+508"].why
-    assert found["speed", "ctx-512"].ratio == pytest.approx(5.9 / 5.0)
+    found = {(one.kind, one.what): one for one in compare(a, b)}
+    matters = {kind: what for (kind, what), one in found.items() if one.matters}
+    assert matters.keys() == {"ppl", "speed", "recall", "memory"}
+    assert "4+508" in matters["ppl"]
+    assert "n_ctx 512" in matters["speed"]
+    assert "+0.02" in found["ppl", matters["ppl"]].why
+    assert found["speed", matters["speed"]].ratio == pytest.approx(5.9 / 5.0)
+    assert not any(one.differs for one in found.values())
     assert not any(one.matters for one in compare(a, a))
 
 
@@ -229,7 +237,7 @@ def test_perplexities_of_different_tokens_are_not_compared(tmp_path: Path) -> No
     add_scores(b, scores + 3, sha256="other")
     (one,) = compare(a, b)
     assert not one.matters
-    assert "different tokens" in one.why
+    assert "different texts" in one.why
 
 
 def test_without_the_scores_of_tokens_intervals_are_compared(tmp_path: Path) -> None:
@@ -247,9 +255,61 @@ def test_without_the_scores_of_tokens_intervals_are_compared(tmp_path: Path) -> 
 def test_what_one_run_lacks_is_said(tmp_path: Path) -> None:
     a, b = new_run(tmp_path / "a"), new_run(tmp_path / "b")
     add_speed(a, 512, 5.0)
-    add(b, "speed", "ctx-512", {}, skipped="no room")
+    (speed,) = a.records()
+    add(b, "speed", "ctx-512", speed["settings"], skipped="no room")
     add_memory(b, 0)
     assert [(one.kind, one.why) for one in compare(a, b)] == [
         ("speed", "measured in A only"),
         ("memory", "measured in B only"),
+    ]
+
+
+def test_what_differs_is_named_and_what_is_equal_compared(tmp_path: Path) -> None:
+    scores = np.random.default_rng(0).gamma(2.0, 2.0, N_TOKENS)
+    a, b = new_run(tmp_path / "a"), new_run(tmp_path / "b")
+    for n_keep in (4, 8):
+        add_scores(a, scores, n_keep=n_keep)
+        add_scores(b, scores + 1, n_keep=n_keep, n_discard="half")
+    add_scores(b, scores, n_keep=2, n_discard=64)
+    found = compare(a, b)
+    assert [one.differs for one in found[:2]] == [(("n_discard", 1, "half"),)] * 2
+    assert all(one.matters for one in found[:2])
+    assert found[2].why == "measured in B only"
+    assert circumstances(a, b) == []
+    config = dict(b.config)
+    config["model"] = {**config["model"], "file": "other.gguf"}
+    other = RunFolder.create(tmp_path / "c", config)
+    assert circumstances(a, other) == [("model", a.config["model"]["file"], "other.gguf")]
+
+
+def record(kind: str = "ppl", **settings: Any) -> dict[str, Any]:
+    return {"kind": kind, "key": "", "settings": settings, "result": {}}
+
+
+@pytest.mark.parametrize(
+    ("mine", "theirs", "paired"),
+    [
+        ([1], [1], [(1, 1)]),
+        ([1], [8], [(1, 8)]),
+        ([1, 8], [8, 64], [(1, 64), (8, 8)]),
+        ([1, 8], [64], [(1, None), (8, None), (None, 64)]),  # which of them was changed?
+        ([], [1], [(None, 1)]),
+    ],
+)
+def test_which_belong_together(
+    mine: list[int], theirs: list[int], paired: list[tuple[int | None, int | None]]
+) -> None:
+    a, b = ([record(n_ctx=512, n_discard=n) for n in some] for some in (mine, theirs))
+    found = [
+        tuple(one and one["settings"]["n_discard"] for one in (pair.a, pair.b))
+        for pair in pairs(a, b)
+    ]
+    assert found == paired
+
+
+def test_what_is_measured_is_not_what_differs() -> None:
+    some = record("recall", where="pinned", n_ctx=512), record("recall", where="stream", n_ctx=512)
+    assert [(pair.a, pair.b) for pair in pairs(some[:1], some[1:])] == [
+        (some[0], None),
+        (None, some[1]),
     ]

@@ -236,7 +236,7 @@ def test_json_and_standard_input(tmp_path: Path, tiny_path: Path) -> None:
         (["memory", "--tokens", "5"], "--tokens 5"),
         (["ppl", "--resume", "/none", "--ctx", "64"], "drop --ctx"),
         (["ppl", "m.gguf", "--resume", "/none"], "drop model"),
-        (["sped"], "No such command 'sped'"),
+        (["sped"], "did you mean bench speed?"),
         (["--slack", "9"], "No such option"),
         (["speed", "--rope-scaling", "ntk"], "--rope-scaling ntk"),
         (["recall", "--cache-type-k", "q9"], "--cache-type-k q9"),

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from streamsink.bench.folder import RunFolder
+from streamsink.bench.names import title
+from streamsink.bench.pairing import Pair, pairs
 from streamsink.bench.scores import read_scores
 from streamsink.bench.statistics import paired_interval
 
@@ -22,8 +24,10 @@ class Difference:
 
     Attributes
     ----------
-    kind, key : str
-        The measurement.
+    kind, what : str
+        The measurement: its kind, and what was measured, in words.
+    differs : tuple of (str, value, value)
+        Settings that differ, and both values.
     measure : str
         What of it.
     a, b : float or None
@@ -37,7 +41,8 @@ class Difference:
     """
 
     kind: str
-    key: str
+    what: str
+    differs: tuple[tuple[str, Any, Any], ...]
     measure: str
     a: float | None
     b: float | None
@@ -47,21 +52,42 @@ class Difference:
 
 
 def compare(a: RunFolder, b: RunFolder) -> list[Difference]:
-    """Pair the measurements of two runs, those of the first in its order and then the others."""
-    mine = {(r["kind"], r["key"]): r["result"] for r in a.records()}
-    theirs = {(r["kind"], r["key"]): r["result"] for r in b.records()}
-    keys = [*mine, *(key for key in theirs if key not in mine)]
-    return [one for key in keys for one in _differences(key, mine.get(key), theirs.get(key), a, b)]
+    """Pair the measurements of two runs, those of the first in its order and then the others.
+
+    What differs between two that belong together is named, and what is equal is compared.
+    """
+    found = pairs(list(a.records()), list(b.records()))
+    return [one for pair in found for one in _differences(pair, a, b)]
 
 
-def _differences(
-    key: tuple[str, str],
-    x: dict[str, Any] | None,
-    y: dict[str, Any] | None,
-    a: RunFolder,
-    b: RunFolder,
-) -> Iterator[Difference]:
-    kind, _ = key
+def circumstances(a: RunFolder, b: RunFolder) -> list[tuple[str, Any, Any]]:
+    """In what two runs differ as a whole: model, versions, machine, seed, and how it computes."""
+    mine, theirs = (_circumstances(folder.config) for folder in (a, b))
+    names = dict.fromkeys([*mine, *theirs])
+    found = [(name, mine.get(name), theirs.get(name)) for name in names]
+    return [one for one in found if one[1] != one[2]]
+
+
+def _circumstances(config: dict[str, Any]) -> dict[str, Any]:
+    machine = config["environment"]
+    setup = (config.get("plan") or {}).get("setup") or {}
+    return {
+        "model": config["model"]["file"],
+        "file": config["model"]["sha256"][:12],
+        **{name: machine.get(name) for name in ("streamsink", "llama_cpp_python", "llama_cpp")},
+        **{name: machine.get(name) for name in ("cpu", "cores", "threads_allowed")},
+        "seed": config["seed"],
+        "n_gpu_layers": setup.get("n_gpu_layers"),
+        **(setup.get("cache") or {}),
+    }
+
+
+def _differences(pair: Pair, a: RunFolder, b: RunFolder) -> Iterator[Difference]:
+    first = pair.a or pair.b
+    assert first
+    kind = first["kind"]
+    key = kind, title(kind, first["settings"]), pair.differs
+    x, y = (record and record["result"] for record in (pair.a, pair.b))
     if x is None or y is None or "skipped" in x or "skipped" in y:
         only = "A" if y is None or "skipped" in y else "B"
         yield Difference(*key, "", None, None, None, False, f"measured in {only} only")
@@ -96,7 +122,7 @@ def _judge_scores(
 ) -> tuple[bool, str]:
     """Token by token where both runs still have their scores, which tells far more."""
     if x["tokens_sha256"] != y["tokens_sha256"]:
-        return False, "not to be compared: they read different tokens"
+        return False, "not to be compared: they scored different texts"
     mine, theirs = a.arrays / x["nll_file"], b.arrays / y["nll_file"]
     if not mine.is_file() or not theirs.is_file():
         apart = None not in (x["low"], y["low"]) and (x["high"] < y["low"] or y["high"] < x["low"])
@@ -108,8 +134,12 @@ def _judge_scores(
     )
 
 
+Key: TypeAlias = tuple[str, str, tuple[tuple[str, Any, Any], ...]]
+"""Kind, words, and what differs."""
+
+
 def _difference(
-    key: tuple[str, str], measure: str, a: float | None, b: float | None, matters: bool, why: str
+    key: Key, measure: str, a: float | None, b: float | None, matters: bool, why: str
 ) -> Difference:
     ratio = b / a if a and b is not None else None
     return Difference(*key, measure, a, b, ratio, matters, why)

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from streamsink.bench.ppl import slack_name
-from streamsink.bench.rows import rope_name
+from streamsink.bench.names import policy_name
 from streamsink.bench.statistics import paired_interval
 from streamsink.core.policy import LARGEST
 from streamsink.errors import StreamsinkError
@@ -30,6 +29,8 @@ WIDTH, HEIGHT, LINE = 6.0, 3.6, 0.2
 """Inches of a figure without its legend, and of a line of that."""
 LENGTHS = ("stream", "window", "feed, discard 1, batched")
 """How the names of those begin that are drawn over contexts."""
+APART = 0.22
+"""How far contexts of one variant lie apart, in rows."""
 EXPLODES = 5
 """Ratio of the largest to the smallest perplexity from which on the scale is logarithmic."""
 
@@ -98,21 +99,6 @@ def _style(at: int) -> dict[str, Any]:
     }
 
 
-def policy_name(settings: dict[str, Any]) -> str:
-    """A policy as the paper writes it: sink and window, and what else tells it from others."""
-    if settings["policy"] not in ("window", "sink"):
-        return str(settings["policy"])
-    n_keep = 0 if settings["policy"] == "window" else settings["n_keep"]
-    name = f"{n_keep}+{settings['n_ctx'] - n_keep}, discard {settings['n_discard']}"
-    if settings["placement"] != "auto":
-        name += f", {settings['placement']}"
-    if settings["slack"] is not None:
-        name += f", slack {slack_name(settings['slack'])}"
-    if settings["cache_type_k"] != "f16":
-        name += f", {settings['cache_type_k']}"
-    return name + rope_name(settings)
-
-
 def _logarithmic(axes: Axes) -> None:
     """Powers of ten as plain numbers; between them a few where there is room."""
     from matplotlib.ticker import LogFormatter
@@ -157,6 +143,8 @@ def _trade_off(axes: Axes, records: Sequence[Record]) -> bool:
         for r in _of(records, "speed")
         if "n_discard" in r["settings"] and r["settings"]["slack"] is None
     }
+    from matplotlib.ticker import PercentFormatter
+
     found = []
     for record in _of(records, "ppl"):
         s = record["settings"]
@@ -171,8 +159,9 @@ def _trade_off(axes: Axes, records: Sequence[Record]) -> bool:
             speed, cost, [[cost - low], [high - cost]], fmt="o", capsize=3,
             label=f"discard {n_discard}", **_style(at),
         )  # fmt: skip
-    axes.xaxis.set_major_formatter("{x:.1%}")
-    axes.yaxis.set_major_formatter("{x:+.2%}")
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.margins(0.1)
     axes.set_xlabel("speed, of plain decoding")
     axes.set_ylabel("perplexity more than the first, with 95 %")
     return len(found) > 1
@@ -184,23 +173,32 @@ def _levels(record: Record) -> NDArray[np.float64]:
 
 
 def _speed(axes: Axes, records: Sequence[Record]) -> bool:
-    """Every variant beside its baseline, one colour a context."""
+    """Every variant beside its baseline, one colour a context, contexts side by side.
+
+    What is many times slower lies on zero, where its number tells more than its place.
+    """
     found = _of(records, "speed")
     names = list(dict.fromkeys(record["result"]["name"] for record in found))[::-1]
-    for at, n_ctx in enumerate(sorted({record["settings"]["n_ctx"] for record in found})):
+    contexts = sorted({record["settings"]["n_ctx"] for record in found})
+    for at, n_ctx in enumerate(contexts):
         here = [record["result"] for record in found if record["settings"]["n_ctx"] == n_ctx]
         speed = [r["speed"] for r in here]
         spread = [
             [r["speed"] - r["speed_q1"] for r in here],
             [r["speed_q3"] - r["speed"] for r in here],
         ]
-        where = [names.index(r["name"]) for r in here]
+        aside = APART * ((len(contexts) - 1) / 2 - at)
+        where = [names.index(r["name"]) + aside for r in here]
         axes.errorbar(
-            speed, where, xerr=spread, fmt="o", capsize=3, label=f"n_ctx {n_ctx:,}",
-            color=_style(at)["color"],
+            speed, where, xerr=spread, fmt="o", markersize=4, capsize=2,
+            label=f"n_ctx {n_ctx:,}", color=_style(at)["color"],
         )  # fmt: skip
-    axes.axvline(1, color="grey", linestyle=":")
-    axes.set_xlim(left=0)
+        for one, y in zip(speed, where, strict=True):
+            if one < 1 / EXPLODES:
+                axes.annotate(f"  {one:.2g}", (one, y), fontsize=7, va="center")
+    fastest = max((record["result"]["speed_q3"] for record in found), default=1.0)
+    axes.set_xlim(0, 1.1 * max(1.0, fastest))
+    axes.axvline(1, color="grey", linestyle=":", linewidth=1)
     axes.set_yticks(range(len(names)), names, fontsize=8)
     axes.set_xlabel("speed, of the same without the stream")
     return bool(found)
@@ -247,16 +245,16 @@ def _recall(axes: Axes, records: Sequence[Record]) -> bool:
         name = "facts in the pinned prefix" if record["key"].startswith("pinned") else "in the text"
         axes.errorbar(
             where, level, [below, above], marker="o", capsize=3,
-            label=f"{name}, n_ctx {r['n_ctx']}", **_style(at),
+            label=f"{name}, n_ctx {r['n_ctx']:,}", **_style(at),
         )  # fmt: skip
         if r["window_edge"] is not None:
             axes.axvline(r["window_edge"], color=COLOURS[at % len(COLOURS)], alpha=0.5)
             axes.annotate(
-                " the window's edge", (r["window_edge"], 1.0), fontsize=9, va="top", ha="left"
+                " the window's edge", (r["window_edge"], 0.5), fontsize=9, va="center", ha="left"
             )
     if found:
         axes.axhline(found[0]["result"]["chance"], color="grey", linestyle=":", label="chance")
-    axes.set_ylim(0, 1.05)
+    axes.set_ylim(-0.03, 1.06)
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.yaxis.set_major_formatter("{x:.0%}")
@@ -272,11 +270,11 @@ def _memory(axes: Axes, records: Sequence[Record]) -> bool:
         axes.plot(
             [point["n_tokens"] for point in points],
             [point["resident_bytes"] / 2**20 for point in points],
-            label=f"n_ctx {record['settings']['n_ctx']}",
+            label=f"n_ctx {record['settings']['n_ctx']:,}",
             **_style(at),
         )
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.1 * axes.get_ylim()[1])
     axes.xaxis.set_major_formatter("{x:,.0f}")
-    axes.set_xlabel("tokens")
-    axes.set_ylabel("MiB")
+    axes.set_xlabel("position in the stream, tokens")
+    axes.set_ylabel("resident memory, MiB")
     return bool(found)

@@ -153,7 +153,7 @@ KINDS: dict[str, tuple[tuple[str, ...], Callable[[dict[str, Any]], list[Row]]]] 
     "speed": (
         (
             "n_ctx", "what", "ms/token", "speed", "quartiles", "of",
-            "p50 / p90 / p99 / worst", "ms/eviction", "samples",
+            "ms/call: p50 / p90 / p99 / worst", "ms/eviction", "samples",
         ),
         _speed,
     ),

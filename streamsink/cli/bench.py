@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -24,12 +26,25 @@ QUICK_CTX, FULL_CTX, BUSY_CTX = 512, 2048, 256
 
 
 class _AllByDefault(TyperGroup):
-    """``streamsink bench`` alone, or with options, means ``streamsink bench all``."""
+    """``streamsink bench`` alone, with options or with a model, means ``streamsink bench all``."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if not args or (args[0].startswith("-") and args[0] not in ("-h", "--help")):
+        if not args or args[0] not in ("-h", "--help", *self.commands):
+            if args and not args[0].startswith("-"):
+                self._check_model(args[0])
             args = ["all", *args]
         return super().parse_args(ctx, args)
+
+    def _check_model(self, word: str) -> None:
+        """Refuse a word that is no model, and may be a measurement that was mistyped."""
+        from streamsink.registry.catalog import load_registry
+
+        near = get_close_matches(word, self.commands)
+        if near and not os.path.exists(word) and word not in load_registry():
+            raise UsageError(
+                f"{word} is neither a measurement nor a model: did you mean bench "
+                f"{' or '.join(near)}? `streamsink models` lists the models"
+            )
 
 
 app = typer.Typer(
@@ -246,12 +261,11 @@ def compare(
     b: Annotated[Path, typer.Argument(metavar="B", help="Folder of another.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
 ) -> None:
-    """Put two runs side by side; what matters is marked with a star."""
-    from streamsink.bench.compare import compare as differences
+    """Compare two runs: what differs in their settings, and what that comes to."""
     from streamsink.bench.folder import RunFolder
     from streamsink.cli import runs
 
-    runs.show_differences(differences(RunFolder(a), RunFolder(b)), as_json)
+    runs.show_comparison(RunFolder(a), RunFolder(b), as_json)
 
 
 def _slack_of(text: str) -> int | None:

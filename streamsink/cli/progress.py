@@ -98,6 +98,7 @@ class Bar(_Shown):
             speed_estimate_period=LONG_AGO,
         )
         self._left = [task for task in tasks if not folder.has(task)]
+        self._at = {id(task): f"{at} of {len(tasks)}" for at, task in enumerate(tasks, 1)}
         self._weight = 0.0
         self._done = 0.0
         self._row = self._bar.add_task("", total=sum(task.weight for task in self._left))
@@ -105,7 +106,7 @@ class Bar(_Shown):
     def begins(self, task: Task) -> None:
         """Name the measurement."""
         self._weight = task.weight
-        self._bar.update(self._row, description=terminal.line(f"{task.kind} {task.key}"))
+        self._bar.update(self._row, description=self._named(task))
 
     def goes_on(self, done: float) -> None:
         """Move the bar."""
@@ -116,4 +117,10 @@ class Bar(_Shown):
         self._done += task.weight
         self._bar.update(self._row, completed=self._done)
         if self._bar.disable:
-            terminal.note(f"done: {task.kind} {task.key}")
+            terminal.note(f"done {self._named(task)}")
+
+    def _named(self, task: Task) -> str:
+        """Which of all measurements it is, in words."""
+        from streamsink.bench.names import title
+
+        return terminal.line(f"{self._at[id(task)]}: {title(task.kind, task.settings)}")
