@@ -55,9 +55,14 @@ app = typer.Typer(
 
 
 Quick = Annotated[
-    bool, typer.Option("--quick/--full", help="A few minutes, or enough to be quoted.")
+    bool, typer.Option("--quick/--full", help="Take a few minutes, or enough to be quoted.")
 ]
-OneCtx = Annotated[int | None, typer.Option("--ctx", help="Context; 512 quick, 2048 full.")]
+OneCtx = Annotated[
+    int | None,
+    typer.Option(
+        "--ctx", "-c", metavar="N", help="Context size.", show_default="512 quick, 2048 full"
+    ),
+]
 
 
 @app.command("all")
@@ -93,25 +98,44 @@ def _check_together(given: dict[str, object]) -> None:
 def speed(
     context: typer.Context,
     model: ModelName = "",
-    ctx: Annotated[str | None, typer.Option(help="Contexts; 512 quick, 2048 full.")] = None,
-    discard: Annotated[
-        str | None, typer.Option(help="Evictions: N, half.", show_default="1,8,64,half")
+    ctx: Annotated[
+        str | None,
+        typer.Option(
+            "--ctx",
+            "-c",
+            metavar="N[,N]…",
+            help="Context sizes.",
+            show_default="512 quick, 2048 full",
+        ),
     ] = None,
-    samples: Annotated[int | None, typer.Option(help="Samples of each; 1 quick, 3 full.")] = None,
+    discard: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N[,N]…", help="Tokens evicted at once: N, half.", show_default="1,8,64,half"
+        ),
+    ] = None,
+    samples: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Samples of each.", show_default="1 quick, 3 full"),
+    ] = None,
     streams: Annotated[
         str | None,
-        typer.Option(help="Numbers of streams, 1,4,8: time many at once instead, --ctx of each."),
+        typer.Option(
+            metavar="N[,N]…", help="Time so many streams at once instead, each with --ctx: 1,4,8."
+        ),
     ] = None,
     busy: Annotated[
         bool, typer.Option("--busy", help="Time threads on auto beside other processes instead.")
     ] = False,
-    quick: Annotated[bool, typer.Option("--quick/--full", help="Two minutes, or seven.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick/--full", help="Take two minutes, or seven.")
+    ] = False,
     *,
     run: RunOptions,
     cache: CacheOptions,
     engine: EngineOptions,
 ) -> None:
-    """Time a stream's evictions against decoding without any, on the same full cache."""
+    """Measure speed: a stream beside plain decoding, on the same full cache."""
     from streamsink.bench.busy import BusySettings
     from streamsink.bench.plan import Plan
     from streamsink.bench.speed import SpeedSettings
@@ -144,16 +168,28 @@ def ppl(
     context: typer.Context,
     model: ModelName = "",
     policy: Annotated[
-        str, typer.Option(help="dense, window, sink, recompute; comma-separated.")
+        str, typer.Option(metavar="NAME[,NAME]…", help="dense, window, sink, recompute.")
     ] = "window,sink",
-    ctx: Annotated[str, typer.Option(help="Contexts, comma-separated.")] = "512",
-    keep: Annotated[str, typer.Option(help="Sinks, comma-separated.")] = "1,2,4,8",
-    discard: Annotated[str, typer.Option(help="Evictions, comma-separated: N, half.")] = "1",
-    placement: Annotated[str, typer.Option(help="auto, rotate, reanchor.")] = "auto",
-    slack: Annotated[str, typer.Option(help="Slacks, comma-separated: N, never, auto.")] = "auto",
-    cache_type: Annotated[str, typer.Option(help="Types of keys and values: f16, q8_0 …")] = "f16",
-    every: Annotated[int, typer.Option(help="recompute scores one token in so many.")] = 64,
-    singly: Annotated[bool, typer.Option("--singly", help="Token by token, as a check.")] = False,
+    ctx: Annotated[
+        str, typer.Option("--ctx", "-c", metavar="N[,N]…", help="Context sizes.")
+    ] = "512",
+    keep: Annotated[str, typer.Option(metavar="N[,N]…", help="Tokens pinned.")] = "1,2,4,8",
+    discard: Annotated[
+        str, typer.Option(metavar="N[,N]…", help="Tokens evicted at once: N, half.")
+    ] = "1",
+    placement: Annotated[
+        str, typer.Option(metavar="WAY[,WAY]…", help="auto, rotate, reanchor.")
+    ] = "auto",
+    slack: Annotated[str, typer.Option(metavar="N[,N]…", help="Slacks: N, never, auto.")] = "auto",
+    cache_type: Annotated[
+        str, typer.Option(metavar="TYPE[,TYPE]…", help="Types of keys and values: f16, q8_0 ….")
+    ] = "f16",
+    every: Annotated[
+        int, typer.Option(metavar="N", help="Of recompute, score one token in N.")
+    ] = 64,
+    singly: Annotated[
+        bool, typer.Option("--singly", help="Feed token by token, as a check.")
+    ] = False,
     force: Annotated[
         bool, typer.Option("--force", help="Take placements that are only approximate.")
     ] = False,
@@ -163,7 +199,7 @@ def ppl(
     run: RunOptions,
     engine: EngineOptions,
 ) -> None:
-    """Score a text of any length under a grid of policies."""
+    """Measure perplexity of a text of any length, under a grid of policies."""
     from streamsink.bench.plan import Plan
     from streamsink.bench.ppl import grid
 
@@ -189,11 +225,16 @@ def ppl(
 def recall(
     context: typer.Context,
     model: ModelName = "",
-    ctx: Annotated[int, typer.Option(help="Context.")] = QUICK_CTX,
-    keep: Annotated[int, typer.Option(help="Tokens pinned.")] = 4,
-    discard: Annotated[str, typer.Option(help="Tokens evicted at once: N, half.")] = "1",
+    ctx: Annotated[int, typer.Option("--ctx", "-c", metavar="N", help="Context size.")] = QUICK_CTX,
+    keep: Annotated[int, typer.Option(metavar="N", help="Tokens pinned.")] = 4,
+    discard: Annotated[
+        str, typer.Option(metavar="N", help="Tokens evicted at once: N, half.")
+    ] = "1",
     facts: Annotated[
-        int | None, typer.Option(help="Questions at each distance; 12 quick, 40 full.")
+        int | None,
+        typer.Option(
+            metavar="N", help="Questions at each distance.", show_default="12 quick, 40 full"
+        ),
     ] = None,
     quick: Quick = True,
     *,
@@ -201,7 +242,7 @@ def recall(
     cache: CacheOptions,
     engine: EngineOptions,
 ) -> None:
-    """Ask for facts at growing distances: inside the window, and past its edge."""
+    """Measure recall: facts asked for inside the window, and past its edge."""
     from streamsink.bench.plan import Plan
     from streamsink.bench.recall_settings import RecallSettings
 
@@ -219,9 +260,14 @@ def recall(
 def memory(
     context: typer.Context,
     model: ModelName = "",
-    ctx: Annotated[int, typer.Option(help="Context.")] = QUICK_CTX,
+    ctx: Annotated[int, typer.Option("--ctx", "-c", metavar="N", help="Context size.")] = QUICK_CTX,
     tokens: Annotated[
-        int | None, typer.Option(help="Length of the stream; 20 contexts quick, 100000 full.")
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Length of the stream in tokens.",
+            show_default="20 contexts quick, 100000 full",
+        ),
     ] = None,
     quick: Quick = False,
     *,
@@ -229,7 +275,7 @@ def memory(
     cache: CacheOptions,
     engine: EngineOptions,
 ) -> None:
-    """Watch the memory of a long stream."""
+    """Measure memory along a long stream."""
     from streamsink.bench.memory import MemorySettings
     from streamsink.bench.plan import Plan
 
@@ -242,10 +288,17 @@ def memory(
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs.")],
     out: Annotated[
-        Path | None, typer.Option(help="Folder for the report; the first run's without.")
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="FOLDER",
+            help="Folder for the report.",
+            show_default="the first run",
+        ),
     ] = None,
 ) -> None:
-    """Draw one report from several runs, and print the path of the page."""
+    """Draw one report of several runs, and print its path."""
     from streamsink.bench.folder import RunFolder
     from streamsink.bench.report import write_report
 
@@ -259,7 +312,7 @@ def report(
 def compare(
     a: Annotated[Path, typer.Argument(metavar="A", help="Folder of a run.")],
     b: Annotated[Path, typer.Argument(metavar="B", help="Folder of another.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Compare two runs: what differs in their settings, and what that comes to."""
     from streamsink.bench.folder import RunFolder

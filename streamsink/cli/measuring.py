@@ -30,33 +30,51 @@ QUICK_TOKENS, FULL_TOKENS = 2_500, 20_000
 
 @dataclass(frozen=True)
 class RunOptions:
-    """A run and its folder."""
+    """Run."""
 
     out: Annotated[
-        Path | None, typer.Option(help="Folder for the run; a new one in streamsink-runs without.")
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="FOLDER",
+            help="Folder for the run.",
+            show_default="a new one in streamsink-runs",
+        ),
     ] = None
     resume: Annotated[
-        Path | None, typer.Option(metavar="RUN", help="Go on with a run that was cut short.")
+        Path | None, typer.Option(metavar="FOLDER", help="Go on with a run that was cut short.")
     ] = None
-    json: Annotated[bool, typer.Option("--json", help="Print the run as one JSON object.")] = False
-    seed: Annotated[int, typer.Option(min=0, max=2**32 - 2, help="Seed of whatever is drawn.")] = 0
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False
+    seed: Annotated[
+        int,
+        typer.Option(
+            "--seed", metavar="N", min=0, max=2**32 - 2, help="Seed of whatever is drawn."
+        ),
+    ] = 0
 
 
 @dataclass(frozen=True)
 class TextOptions:
-    """What is read."""
+    """Text."""
 
     text: Annotated[
         list[str] | None,
-        typer.Option(help="File to read, - is stdin; repeatable. Else Moby-Dick."),
+        typer.Option(
+            metavar="FILE",
+            help="File to read; - is stdin; may be given several times.",
+            show_default="Moby-Dick",
+        ),
     ] = None
-    errors: Annotated[str, typer.Option(help="Bytes that are not UTF-8: strict or replace.")] = (
-        "strict"
-    )
+    errors: Annotated[
+        str, typer.Option(metavar="HOW", help="Bytes that are not UTF-8: strict or replace.")
+    ] = "strict"
     tokens: Annotated[
         int | None,
         typer.Option(
-            help=f"Tokens at most, 0 reads all; {QUICK_TOKENS} quick, {FULL_TOKENS} full."
+            metavar="N",
+            help="Maximum number of tokens; 0: all.",
+            show_default=f"{QUICK_TOKENS} quick, {FULL_TOKENS} full",
         ),
     ] = None
 
