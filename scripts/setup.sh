@@ -154,16 +154,20 @@ make_venv() {
     fi
 }
 
+# pip's cache files a compiled wheel under its source and the Python, not under the options of its
+# build: one for the CPU would pass for one with CUDA. So each set of options has a cache of its own.
+cache_of() {
+    local folder
+    folder=$("$venv/bin/python" -m pip cache dir 2>/dev/null) || return
+    printf '%s\n' "$folder/streamsink-$({ echo "$1"; recipe; } | cksum | cut -d ' ' -f 1)"
+}
+
 # pip runs in the foreground, so that Ctrl-C reaches it and the compilers under it.
 pip_install() {
     local target=. cache=() folder defines progress failed=0
     if [ "$1" = dev ]; then target='.[dev]'; fi
 
-    # pip's cache files a compiled wheel under its source and the Python, not under the options of
-    # its build: one for the CPU would pass for one with CUDA. So each set has a cache of its own.
-    if folder=$("$venv/bin/python" -m pip cache dir 2>/dev/null); then
-        cache=(--cache-dir "$folder/streamsink-$({ echo "$2"; recipe; } | cksum | cut -d ' ' -f 1)")
-    fi
+    if folder=$(cache_of "$2"); then cache=(--cache-dir "$folder"); fi
 
     # Beside CMAKE_ARGS and not in it: that is split at spaces, and this path may have some.
     defines="CMAKE_PROJECT_INCLUDE=$root/scripts/llama-cpp.cmake"
