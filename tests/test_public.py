@@ -50,7 +50,7 @@ def public() -> Iterator[tuple[str, Any]]:
 
 
 @pytest.mark.parametrize(
-    ("name", "what"), public(), ids=lambda one: one if type(one) is str else ""
+    ("name", "what"), list(public()), ids=lambda one: one if type(one) is str else ""
 )
 def test_defaults_are_as_the_docstring_states_them(name: str, what: Any) -> None:
     try:

@@ -43,7 +43,7 @@ def test_this_changelog_can_be_released(release: ModuleType) -> None:
 
 @pytest.mark.parametrize("version", ["0.0.9", "1.0", "v1.0.0", "1.0.0rc1", ""])
 def test_a_version_that_is_none(release: ModuleType, version: str) -> None:
-    with pytest.raises(release.Refused, match="version|newer"):
+    with pytest.raises(release.Refused, match=r"version|newer"):
         release.bumped('__version__ = "0.1.0"\n', version)
 
 

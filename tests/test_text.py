@@ -77,7 +77,7 @@ def test_the_first_of_several_stop_strings_counts() -> None:
 
 
 def test_an_empty_stop_string_is_refused() -> None:
-    with pytest.raises(UsageError, match="--stop"):
+    with pytest.raises(UsageError, match="empty stop"):
         TextStream(["a", ""])
 
 

@@ -389,6 +389,6 @@ def test_bos_is_there_once() -> None:
     answer(chat, backend, "Hi", "Ho")
     chat.change_system("Be brief.")
     assert chat.stream.visible_tokens().count(BOS) == 1
-    with pytest.raises(UsageError, match="no turn 9"):
+    with pytest.raises(UsageError, match="no message 9"):
         chat.quote(8)
     assert isinstance(backend, FakeBackend)
