@@ -97,7 +97,7 @@ def test_an_answer_that_was_cut_off_is_pinned_with_its_end() -> None:
     assert bytes(token % 256 for token in span).endswith(b"Ho</s>")
     answer(chat, backend, "And?", "So.")
     text = fed(chat)
-    assert text.count(b"Ho</s>") == 2  # the pinned one, and that in the window
+    assert text.count(b"Ho</s>") == 1  # it is pinned where it stands
     assert b"Ho</s>[user]And?" in text
     assert b"</s></s>" not in text
 
@@ -131,7 +131,7 @@ def test_another_system_prompt_leaves_what_is_pinned(release: bool) -> None:
     assert text.startswith(b"<s>[system]Be a pirate, always.</s>")
     assert b"kind" not in text
     assert text.count(b"My name is Ahab.") == 1
-    assert text.count(b"Ishmael") == 1 + (not release)
+    assert text.count(b"Ishmael") == 1
     assert "forgotten" not in memories(chat)
     assert memories(chat)[0] == "pinned"
     talk_on(chat, backend, 30)

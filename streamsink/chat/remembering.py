@@ -79,7 +79,8 @@ class Remembering(Base):
         past = self._writer.past(conversation)
         with self.stream.transaction():
             conversation = self._writer.end(conversation, past)
-            done = self.stream.pin(conversation.messages[-2].start, conversation.messages[-1].stop)
+            question, answer = conversation.messages[-2:]
+            done = self.stream.pin(question.start, answer.stop, in_place=True)
             self._conversation, self._answer = conversation, None
         return done.n_tokens
 

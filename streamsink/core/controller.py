@@ -150,6 +150,20 @@ class Controller(Standing):
         state = self._here()
         return lanes.take_down(state) if state.lanes else moves.rebuild(state, n_batch)
 
+    @property
+    def has_arrived(self) -> bool:
+        """Whether something that is held has come to the front of the window."""
+        return bool(self.state.pinned.held) and not self._planner.n_free(self.state)
+
+    def join(self) -> None:
+        """Pin what is held and has arrived: it stands right behind what is pinned already."""
+        pinned = self.state.pinned.joined()
+        self.settle_on(self.adopted(self.state.policy, pinned))
+
+    def n_free(self, protected: int = 0) -> int:
+        """How many tokens may leave before something that is held would."""
+        return self._planner.n_free(self.state, protected)
+
     def plan_eviction(self, n: int, *, protected: int = 0) -> Plan:
         """Take the oldest tokens out of the window, though there is room.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from streamsink.core.ledger import Ledger
 from streamsink.core.policy import SinkPolicy
@@ -40,12 +40,38 @@ class Pinned:
         Tokens of a prefix that was swapped; ``None`` where the policy says how many are pinned.
     spans : tuple of PinnedSpan
         What is pinned beside the prefix, right behind it.
+    held : tuple of PinnedSpan
+        What is pinned where it stands in the window, each one range: it joins the spans when all
+        before it has left. Then it stands right behind what is pinned, and nothing is evaluated.
     """
 
     n_prompt: int = 0
     n_system: int | None = None
     n_prefix: int | None = None
     spans: tuple[PinnedSpan, ...] = ()
+    held: tuple[PinnedSpan, ...] = ()
+
+    @property
+    def n_held(self) -> int:
+        """Tokens that are pinned in the window."""
+        return sum(len(span.tokens) for span in self.held)
+
+    @property
+    def oldest_held(self) -> PinnedSpan | None:
+        """Which of what is held comes to the front of the window first."""
+        return min(self.held, key=lambda span: span.ranges, default=None)
+
+    def joined(self) -> Pinned:
+        """It when the oldest of what is held has joined the spans."""
+        span = self.oldest_held
+        assert span
+        held = tuple(one for one in self.held if one is not span)
+        return replace(self, spans=(*self.spans, span), held=held)
+
+    def until(self, index: int) -> Pinned:
+        """It without what is held and has not come before an index."""
+        held = tuple(span for span in self.held if span.ranges[-1][1] <= index)
+        return self if len(held) == len(self.held) else replace(self, held=held)
 
     @property
     def n_spans(self) -> int:
@@ -82,7 +108,8 @@ class Pinned:
 def pinned_ranges(prefix: Iterable[range], pinned: Pinned) -> tuple[tuple[int, int], ...]:
     """Index ranges of the stream that stay for good: of the prefix, and of what spans repeat."""
     own = ((part.start, part.stop) for part in prefix)
-    return (*own, *(one for span in pinned.spans for one in span.ranges))
+    beside = (*pinned.spans, *pinned.held)
+    return (*own, *(one for span in beside for one in span.ranges))
 
 
 def check_window(n_keep: int, n_ctx: int) -> None:

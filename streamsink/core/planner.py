@@ -108,6 +108,7 @@ class Planner:
         n_steps, left = self.n_ctx - ledger.n_live, choice.slack - ledger.sink_lag
         evicts = n_steps == 0
         if evicts:
+            left = min(left, self.n_free(state))
             one_leaves = choice.n_discard == 1 and n_discard not in WHOLES and ledger.n_window > 1
             if not one_leaves or ledger.n_head != ledger.n_keep:
                 return None
@@ -178,14 +179,26 @@ class Planner:
         n_discard, _ = self._n_discard(state)
         return (
             state.n_pending > LEAST_QUEUE * n_discard
+            and (not state.pinned.held or state.n_pending <= self.n_free(state))
             and self.n_ctx - state.ledger.n_live == n_discard
             and state.ledger.n_pinned > 0
             and state.choice.slack >= n_discard
             and (not self.able.sight or self.n_ctx + state.choice.slack <= self.able.sight)
         )
 
+    def n_free(self, state: State, protected: int = 0) -> int:
+        """Tokens of the window that may leave: those before the first that is held."""
+        ledger, held = state.ledger, state.pinned.oldest_held
+        if held is None:
+            return ledger.n_window
+        return max(0, ledger.n_before(held.ranges[0][0]) - max(ledger.n_pinned, protected))
+
     def _n_discard(self, state: State) -> tuple[int, bool]:
         """Tokens of the next eviction, and whether it cuts off what should leave whole."""
+        n, cut = self._n_discard_of_window(state)
+        return (min(n, max(1, self.n_free(state))), cut) if state.pinned.held else (n, cut)
+
+    def _n_discard_of_window(self, state: State) -> tuple[int, bool]:
         size = state.choice.n_discard
         if state.policy.n_discard not in WHOLES:
             return size, False

@@ -211,8 +211,23 @@ class Snapshot:
                 a.pos + len(a.tokens) <= b.pos for a, b in pairwise(self.pieces)
             ),
             "a pinned span is out of order": all(
-                0 <= start < stop for span in pinned.spans for start, stop in span.ranges
+                0 <= start < stop
+                for span in (*pinned.spans, *pinned.held)
+                for start, stop in span.ranges
             ),
+            "what is held is not in the window": all(
+                len(span.ranges) == 1
+                and len(span.tokens) == span.ranges[0][1] - span.ranges[0][0]
+                and last.index <= span.ranges[0][0]
+                and span.ranges[0][1] <= self.n_tokens
+                and self.ledger.n_before(span.ranges[0][0]) >= min(self.n_keep, self.n_live)
+                for span in pinned.held
+            ),
+            "what is held overlaps": all(
+                a.ranges[0][1] <= b.ranges[0][0]
+                for a, b in pairwise(sorted(pinned.held, key=lambda span: span.ranges))
+            ),
+            "too much is held": self.n_keep + pinned.n_held < self.n_ctx,
             "a piece is empty": all(piece.tokens for piece in self.pieces[:-1]),
             "a position is out of bounds": not self.pieces
             or (self.pieces[0].pos >= 0 and last.pos + len(last.tokens) <= LARGEST_POSITION),

@@ -83,6 +83,11 @@ class State(msgspec.Struct, frozen=True):
         """Tokens taken in and not decoded yet."""
         return self.n_given - self.ledger.next_index
 
+    @property
+    def n_pinned(self) -> int:
+        """Live tokens that stay for good, in front of the window or in it."""
+        return self.ledger.n_pinned + self.pinned.n_held
+
     def without_cells(self) -> State:
         """The same after all cells were lost: its tokens are evaluated anew before it goes on."""
         return self.but(

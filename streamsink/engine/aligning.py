@@ -130,6 +130,7 @@ class Aligning(Feeding, Pinning):
             return (yield from self._begin_anew(tokens, began))
         controller.drop(controller.next_index)
         yield from driver.finish()
+        yield from self._copy_held()
         held, n_new, same = yield from self._compared(tokens, n_prefix)
         n_before = n_new + len(held.released)
         room = self.n_ctx - n_before - controller.state.pinned.n_spans
@@ -166,6 +167,15 @@ class Aligning(Feeding, Pinning):
         yield from self._take_in(tokens[stop:])
         ms = (time.perf_counter() - began) * 1e3
         return Aligned(n_kept, n_live - n_kept, found.start, n_fed, n_again, why, ms)
+
+    def _copy_held(self) -> Task[None]:
+        """Put what is held in the window into the head, where an edited history leaves it alone."""
+        while (pinned := self._controller.state.pinned).held:
+            pinned = pinned.joined()
+            tokens = pinned.spans[-1].tokens
+            yield from self._splice(
+                self._controller.ledger.n_pinned, 0, tokens, self.policy, pinned
+            )
 
     def _compared(self, tokens: list[int], n_prefix: int | None) -> Task[tuple[_Held, int, bool]]:
         """What the stream holds, how many tokens of a history are pinned, and if they are held."""

@@ -102,8 +102,8 @@ class Base(Closing):
         state = self._controller.state
         ledger = state.ledger
         return (
-            f"<Stream: {ledger.n_live:,} of {self.n_ctx:,} tokens: {ledger.n_pinned:,} pinned + "
-            f"{ledger.n_window:,} recent, {state.counters.evicted:,} forgotten>"
+            f"<Stream: {ledger.n_live:,} of {self.n_ctx:,} tokens: {state.n_pinned:,} pinned + "
+            f"{ledger.n_live - state.n_pinned:,} recent, {state.counters.evicted:,} forgotten>"
         )
 
     @property
@@ -199,10 +199,10 @@ class Base(Closing):
         if pinned is None:
             pinned = controller.state.pinned
             if policy.n_keep != self.policy.n_keep:  # the user decides anew what is pinned
-                pinned = replace(pinned, n_prefix=None, spans=())
+                pinned = replace(pinned, n_prefix=None, spans=(), held=())
         policy.check(self.n_ctx)
         state = controller.adopted(policy, pinned)
-        check_window(state.ledger.n_keep, self.n_ctx)
+        check_window(state.ledger.n_keep + pinned.n_held, self.n_ctx)
         controller.settle_on(state)
 
     def _tokens(self, text: Input, special: bool) -> list[int]:

@@ -78,6 +78,7 @@ class Driver(Settling):
             if has_decoded:
                 self.pause_if_possible()
             yield from self.seek_room()
+            yield from self._join()
             grant = yield from self._grant(outputs, one_by_one=n_given == 1)
             plan = controller.plan(grant)
             done = yield from self.carry_out(plan, outputs)
@@ -121,7 +122,23 @@ class Driver(Settling):
     def evict(self, n: int) -> Task[None]:
         """Take the oldest tokens out of the window; before the next decode the sink is seen to."""
         yield from self.finish()
-        yield from self.carry_out(self.controller.plan_eviction(n))
+        yield from self._evict(n)
+
+    def _evict(self, n: int, protected: int = 0) -> Task[None]:
+        """Take tokens out, around what is held; no more than there are."""
+        while n > 0:
+            yield from self._join()
+            here = min(n, self.controller.n_free(protected))
+            if not here:
+                return
+            yield from self.carry_out(self.controller.plan_eviction(here, protected=protected))
+            n -= here
+
+    def _join(self) -> Task[None]:
+        """Pin what is held and has come to the front of the window."""
+        while self.controller.has_arrived:
+            yield from self.take_down_lanes()
+            self.controller.join()
 
     def splice(
         self, at: int, n: int, tokens: Sequence[int], under: State, *, exact: bool
@@ -150,7 +167,7 @@ class Driver(Settling):
             self.undo.loses()
         over = max(0, controller.ledger.n_live - n + len(tokens) - controller.n_ctx)
         if over:
-            yield from self.carry_out(controller.plan_eviction(over, protected=at + n))
+            yield from self._evict(over, protected=at + n)
         # Before anything waits to be rotated: until that is done, no cells are taken elsewhere.
         exact = exact or not (yield AskAside(self.context))
         plan, index = controller.plan_splice(at, n, tokens, under, exact=exact)
@@ -181,9 +198,11 @@ class Driver(Settling):
             They could not be evaluated; whatever comes next tries again.
         """
         controller = self.controller
-        over = controller.ledger.n_live - controller.n_ctx
-        if over > 0:
-            plan = controller.plan_eviction(over)
+        while (over := controller.ledger.n_live - controller.n_ctx) > 0:
+            if controller.has_arrived:
+                controller.join()
+                continue
+            plan = controller.plan_eviction(min(over, controller.n_free()))
             yield from self.carry_out(Plan(plan.base, plan.then, told=plan.told))
         yield from self.finish()
         return controller.ledger.n_live

@@ -124,6 +124,9 @@ class Feeding(Base):
             else:
                 yield from self._driver.truncate(ledger.next_index - index)
         controller.drop(index)
+        pinned = controller.state.pinned
+        if (left := pinned.until(index)) is not pinned:
+            controller.settle_on(controller.state.but(pinned=left))
 
     @quick
     def begin_turn(self) -> None:

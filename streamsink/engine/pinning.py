@@ -21,7 +21,8 @@ class Pinning(Base):
     @property
     def pins(self) -> tuple[tuple[int, ...], ...]:
         """Tokens of the spans that are pinned beside the prefix, by `pin`."""
-        return tuple(span.tokens for span in self._controller.state.pinned.spans)
+        pinned = self._controller.state.pinned
+        return tuple(span.tokens for span in (*pinned.spans, *pinned.held))
 
     @property
     def pinned_ranges(self) -> tuple[tuple[int, int], ...]:
@@ -38,7 +39,7 @@ class Pinning(Base):
         """Tell how many tokens the system block has: what ``n_keep="system"`` pins."""
         n_tokens = checked.whole("n_tokens", n_tokens, 0, LARGEST, "a number of tokens")
         pinned = replace(self._controller.state.pinned, n_system=n_tokens)
-        if self.policy.n_keep == "system" and not pinned.spans:
+        if self.policy.n_keep == "system" and not (pinned.spans or pinned.held):
             pinned = replace(pinned, n_prefix=None)
         self._adopt(self.policy, pinned)
 
@@ -110,7 +111,7 @@ class Pinning(Base):
         ledger = self._controller.ledger
         n_tokens = ledger.n_leading(*block)
         n_prefix: int | None = None
-        if pinned.spans or policy.n_keep == -1:
+        if pinned.spans or pinned.held or policy.n_keep == -1:
             n_tokens = min(n_tokens, self._n_prefix)
             n_prefix = self._n_prefix - n_tokens + len(tokens)
             self._check_splice(n_tokens, tokens)
@@ -122,17 +123,22 @@ class Pinning(Base):
         return (yield from self._splice(0, n_tokens, tokens, policy, pinned, exact=exact))
 
     @call
-    def pin(self, start: int, stop: int) -> Task[Repinned]:
+    def pin(self, start: int, stop: int, *, in_place: bool = False) -> Task[Repinned]:
         """Pin a span for good, beside the prefix: facts that must not be forgotten.
 
         The span is evaluated once more, as the end of the pinned prefix, and stays in the window
-        too until it leaves there. The policy stays as it is; another ``n_keep`` releases the span.
+        too until it leaves there. In place, it stays where it is in the window, and when all before
+        it has left it is the end of the pinned prefix: it is read once, and never evaluated again.
+        The policy stays as it is; another ``n_keep`` releases the span.
 
         Parameters
         ----------
         start, stop : int
             Index range, half-open; of it is pinned what the model can still see and is not pinned
             already.
+        in_place : bool, default False
+            Leave it where it is. What is in several parts, for some of it is pinned already, is
+            evaluated once more all the same.
 
         Raises
         ------
@@ -152,8 +158,27 @@ class Pinning(Base):
         span = PinnedSpan(
             tuple((part.start, part.stop) for part in parts), tuple(controller.ids(*parts))
         )
+        in_window = parts[0].start >= ledger.segments[-1].index
+        if in_place and len(parts) == 1 and in_window:
+            return self._hold(span)
         pinned = replace(pinned, n_prefix=self._n_prefix, spans=(*pinned.spans, span))
         return (yield from self._splice(ledger.n_pinned, 0, span.tokens, self.policy, pinned))
+
+    def _hold(self, span: PinnedSpan) -> Repinned:
+        """Pin a span where it stands in the window."""
+        start = time.perf_counter()
+        controller, policy = self._controller, self.policy
+        pinned = controller.state.pinned
+        ((first, last),) = span.ranges
+        if any(one.ranges[0][0] < last and first < one.ranges[0][1] for one in pinned.held):
+            raise UsageError(f"of {first} to {last} some is pinned already")
+        n_keep = controller.ledger.n_pinned + pinned.n_held + len(span.tokens)
+        check_window(n_keep, self.n_ctx)
+        controller.adopted(policy, pinned, n_keep)  # which the model has to allow
+        pinned = replace(pinned, n_prefix=self._n_prefix, held=(*pinned.held, span))
+        controller.settle_on(controller.adopted(policy, pinned))
+        ms = (time.perf_counter() - start) * 1e3
+        return Repinned(n_keep, 0, 0, ms, first)
 
     @call
     def unpin(self) -> Task[Repinned]:
@@ -166,7 +191,12 @@ class Pinning(Base):
         DecodeError, CacheError
             As for `repin`.
         """
-        pinned = self._controller.state.pinned
+        controller = self._controller
+        pinned = controller.state.pinned
+        if pinned.held:
+            pinned = replace(pinned, held=pinned.held[:-1])
+            controller.settle_on(controller.state.but(pinned=pinned))
+            return Repinned(controller.ledger.n_pinned + pinned.n_held, 0, 0, 0.0)
         if not pinned.spans:
             raise UsageError("nothing is pinned beside the prefix")
         *spans, last = pinned.spans
@@ -205,4 +235,5 @@ class Pinning(Base):
         """Refuse to swap ``n`` of the oldest tokens for others where that cannot be."""
         if self._controller.is_empty:
             raise UsageError("an empty stream has no prefix to swap: feed it first")
-        check_window(max(0, self._controller.ledger.n_pinned - n) + len(tokens), self.n_ctx)
+        n_pinned = max(0, self._controller.ledger.n_pinned - n) + len(tokens)
+        check_window(n_pinned + self._controller.state.pinned.n_held, self.n_ctx)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
 
 from streamsink.core.events import Stats, Visible
 from streamsink.engine.base import Base
@@ -22,8 +23,8 @@ class Reporting(Base):
                 index=state.n_given,
                 sees=tuple((part.start, part.stop) for part in ledger.visible()),
                 positions=(ledger.first_pos, ledger.next_pos),
-                pinned=ledger.n_pinned,
-                window=ledger.n_window,
+                pinned=state.n_pinned,
+                window=ledger.n_live - state.n_pinned,
                 evicted=counters.evicted,
                 evictions=counters.evictions,
                 reanchors=counters.reanchors,
@@ -56,11 +57,15 @@ class Reporting(Base):
         yield from self._driver.advance()
         ledger = self._controller.ledger
         left = ledger.n_pinned
+        held = {at for span in self._controller.state.pinned.held for at in range(*span.ranges[0])}
         parts: list[Visible] = []
         for part in ledger.visible():
             n = min(left, len(part))
             left -= n
-            for here, pinned in ((part[:n], True), (part[n:], False)):
+            rest = ((index in held, index) for index in part[n:])
+            grouped = [(k, [index for _, index in g]) for k, g in groupby(rest, lambda one: one[0])]
+            runs = [(range(g[0], g[-1] + 1), k) for k, g in grouped]
+            for here, pinned in ((part[:n], True), *runs):
                 if here:
                     ids = tuple(self._controller.ids(here))
                     parts.append(Visible(here.start, here.stop, pinned, ids, self.text(ids)))

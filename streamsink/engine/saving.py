@@ -218,7 +218,7 @@ class Saving(Base):
         snapshot.check(n_tokens)
         if logits is not None and logits.shape != (n_tokens,):
             raise SessionError("the saved stream is damaged: its logits are of another model")
-        check_window(snapshot.n_keep, self.n_ctx)
+        check_window(snapshot.n_keep + snapshot.pinned.n_held, self.n_ctx)
         if driver.undo:
             driver.undo.will_lose(snapshot.n_live)
         controller.resume(snapshot, with_cells=False, policy=policy)
