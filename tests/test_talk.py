@@ -269,3 +269,27 @@ def test_json_lines(
     assert "taken back" in records[5]["text"]
     assert [set(record) for record in records[6:]] == [{"error"}] * 5
     assert [one.text for one in at.chat.messages] == ["Hi", "A", "/help", "B"]
+
+
+def test_copying(at: At, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """By the system's tool, and where there is none by the terminal."""
+    with pytest.raises(UsageError, match="no answer"):
+        at.do("/copy")
+    at.says("One?", "It is one.")
+    tool = tmp_path / "xclip"
+    tool.write_text(f"#!/bin/sh\ncat > {tmp_path}/copied\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setenv("DISPLAY", ":0")
+    monkeypatch.delenv("SSH_TTY", raising=False)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    assert "It is one." in at.do("/copy")
+    assert (tmp_path / "copied").read_text() == "It is one."
+    asked: list[str] = []
+    monkeypatch.setattr("streamsink.cli.terminal.to_clipboard", asked.append)
+    monkeypatch.setenv("SSH_TTY", "/dev/pts/0")  # then the clipboard is elsewhere
+    at.do("/copy")
+    tool.write_text("#!/bin/sh\nexit 1\n")
+    monkeypatch.delenv("SSH_TTY")
+    at.do("/copy")
+    assert asked == ["It is one."] * 2
