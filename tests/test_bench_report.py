@@ -313,3 +313,12 @@ def test_what_is_measured_is_not_what_differs() -> None:
         (some[0], None),
         (None, some[1]),
     ]
+
+
+def test_of_too_few_tokens_nothing_is_said(tmp_path: Path) -> None:
+    a, b = new_run(tmp_path / "a"), new_run(tmp_path / "b")
+    add_scores(a, np.array([1.0, 2.0]))
+    add_scores(b, np.array([2.0, 3.0]))
+    (one,) = compare(a, b)
+    assert "too few" in one.why
+    assert not one.matters

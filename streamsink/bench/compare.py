@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -128,6 +129,8 @@ def _judge_scores(
         apart = None not in (x["low"], y["low"]) and (x["high"] < y["low"] or y["high"] < x["low"])
         return apart, "95 % intervals; the scores of single tokens are not here"
     mean, interval = paired_interval(read_scores(theirs), read_scores(mine), seed=0)
+    if not math.isfinite(interval.low):
+        return False, f"{mean:+.4f} nat a token, of too few to tell how certain"
     matters = abs(mean) > TRIFLE and not interval.low <= 0 <= interval.high
     return matters, (
         f"{mean:+.4f} nat a token, 95 % from {interval.low:+.4f} to {interval.high:+.4f}"

@@ -9,7 +9,7 @@ import sys
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, cast
 
 import typer
 
@@ -84,12 +84,13 @@ class TextOptions:
 
         if self.errors not in ("strict", "replace"):
             raise UsageError(f"--errors {self.errors} is not one of strict, replace")
-        names = [name if name == "-" else str(Path(name).resolve()) for name in self.text or ()]
-        if "-" in names:
+        if "-" in (self.text or ()):
             stdin("--text -")
-        for name in names:
-            if name != "-" and not os.path.isfile(name):
+        for name in self.text or ():
+            if name != "-" and (not os.path.exists(name) or os.path.isdir(name)):
                 raise UsageError(f"--text {name} cannot be read: no such file")
+        # A pipe's name is resolved to one that nobody can open.
+        names = [os.path.realpath(one) if os.path.isfile(one) else one for one in self.text or ()]
         usual = QUICK_TOKENS if quick else FULL_TOKENS
         limit = usual if self.tokens is None else self.tokens or None
         return Reading(tuple(names), limit, cast(Any, self.errors))
@@ -172,14 +173,24 @@ def _create(kind: str, asked: str, model: Any, plan: Plan, options: RunOptions) 
         "model": {"asked": name, **identity(model)},
         "seed": options.seed,
     }
-    names = plan.reading.names
-    if "-" not in names:
-        return RunFolder.create(path, {**config, "plan": plan.as_dict()})
-    # Standard input can be read but once: it is kept, for every policy and for going on.
-    kept = path / "arrays" / "stdin.txt"
-    names = tuple(str(kept.resolve()) if name == "-" else name for name in names)
+    # What is no file can be read but once: it is kept, for every policy and for going on.
+    once = [name for name in plan.reading.names if not os.path.isfile(name)]
+    kept = {name: path / "arrays" / f"text-{at}.txt" for at, name in enumerate(once)}
+    names = tuple(str(kept[one].resolve()) if one in kept else one for one in plan.reading.names)
     plan = replace(plan, reading=replace(plan.reading, names=names))
+    sources = {name: _source(name) for name in once}
     folder = RunFolder.create(path, {**config, "plan": plan.as_dict()})
-    with kept.open("wb") as file:
-        shutil.copyfileobj(stdin("--text -"), file)
+    for name, source in sources.items():
+        with source, kept[name].open("wb") as file:
+            shutil.copyfileobj(source, file)
     return folder
+
+
+def _source(name: str) -> BinaryIO:
+    """Standard input, a pipe or a device, to be read."""
+    if name == "-":
+        return stdin("--text -")
+    try:
+        return open(name, "rb")
+    except OSError as error:
+        raise UsageError(f"--text {name} cannot be read: {error.strerror}") from None
