@@ -1,5 +1,5 @@
 """``python -m streamsink``: the command line."""
 
-from streamsink.cli.main import main
+from streamsink.cli.start import main
 
 main()

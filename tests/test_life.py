@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import signal
 import threading
 import time
 from pathlib import Path
@@ -101,3 +102,23 @@ def test_what_is_slow_says_how_far_it_is(
 def test_beside_no_terminal_it_is_silent() -> None:
     with life.Life(lambda: pytest.fail("nobody asked")):
         pass
+
+
+def test_ctrl_c_while_weights_are_loaded_is_never_lost(
+    tiny_path: Path, ctrl_c_interrupts: None
+) -> None:
+    """llama.cpp calls back all the time, and what is raised in a callback is gone."""
+    for at in range(12):
+        seen: list[float] = []
+
+        def strike(done: float, at: int = at, seen: list[float] = seen) -> None:
+            seen.append(done)
+            if len(seen) == at + 1:
+                signal.raise_signal(signal.SIGINT)
+
+        try:
+            with Model.open(tiny_path, progress=strike):
+                pass
+        except KeyboardInterrupt:
+            continue
+        assert len(seen) <= at, "it was lost"

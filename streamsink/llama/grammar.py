@@ -19,6 +19,7 @@ from streamsink.llama.gbnf import MOST_BYTES, bounded
 from streamsink.llama.library import hearing
 from streamsink.llama.tokenizer import NativeTokenizer
 from streamsink.system.child import Child, Died
+from streamsink.system.interrupt import deferred
 
 CHECKER = "streamsink.llama.grammar_child"
 LOADING_SECONDS = 60.0
@@ -99,14 +100,17 @@ class Grammar:
         only: Sequence[int] | None = None,
     ) -> None:
         self._tokenizer = tokenizer
-        with hearing() as said:
+        with deferred(), hearing() as said:
             sampler = llama.llama_sampler_init_grammar(
                 tokenizer.handle, text.encode(), start.encode()
             )
+            if sampler:
+                self._free: Callable[[], object] = weakref.finalize(
+                    self, llama.llama_sampler_free, sampler
+                )
         if not sampler:
             raise UsageError(f"llama.cpp cannot read the grammar: {said.reason}")
         self._sampler = sampler
-        self._free: Callable[[], object] = weakref.finalize(self, llama.llama_sampler_free, sampler)
         tokens = range(tokenizer.n_tokens) if only is None else only
         self._looked_at = np.array(tokens, np.int32)
         begun = time.thread_time()

@@ -12,16 +12,19 @@ Progress: TypeAlias = Callable[[float], object]
 
 
 class Loading:
-    """llama.cpp's progress callback; Python's signals act in it, as while any Python runs.
+    """llama.cpp's progress callback, in which signals act.
 
     Parameters
     ----------
     progress : callable, optional
         Told of every step; what it raises ends the loading, and is raised by `check`.
+    deliver : callable
+        Lets signals act that are held back meanwhile.
     """
 
-    def __init__(self, progress: Progress | None) -> None:
+    def __init__(self, progress: Progress | None, deliver: Callable[[], object]) -> None:
         self._progress = progress
+        self._deliver = deliver
         self._error: BaseException | None = None
         # It lives as long as this object, and llama.cpp calls it no longer than it loads.
         self.callback = llama.llama_progress_callback(self._goes_on)
@@ -29,6 +32,7 @@ class Loading:
     def _goes_on(self, done: float, _: object) -> bool:
         # What a callback raises is printed by ctypes and lost, so nothing leaves it.
         try:
+            self._deliver()
             if self._progress:
                 self._progress(done)
         except BaseException as error:

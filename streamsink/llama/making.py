@@ -11,6 +11,7 @@ from streamsink.gguf.settings import CacheSettings
 from streamsink.llama.library import hearing
 from streamsink.llama.params import context_params
 from streamsink.llama.weights import Weights
+from streamsink.system.interrupt import deferred
 from streamsink.system.memory import available_bytes
 
 
@@ -40,7 +41,7 @@ def made_context(
     )
     context = None
     try:
-        with hearing() as said:
+        with deferred(), hearing() as said:
             context = llama.llama_init_from_model(weights.handle, params)
     except BaseException:
         if context:

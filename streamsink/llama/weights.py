@@ -22,6 +22,7 @@ from streamsink.llama.params import model_params
 from streamsink.llama.read_traits import TOLD, read_traits
 from streamsink.llama.tokenizer import NativeTokenizer
 from streamsink.system.cores import Load
+from streamsink.system.interrupt import deferred
 
 
 class Weights:
@@ -83,9 +84,9 @@ class Weights:
         names = tensor_names(header)
         params = model_params(n_gpu_layers)
         self.offloads = params.n_gpu_layers > 0
-        loading = Loading(progress)
-        params.progress_callback = loading.callback
-        with hearing(TOLD) as said:
+        with deferred() as signals, hearing(TOLD) as said:
+            loading = Loading(progress, signals.deliver)
+            params.progress_callback = loading.callback
             handle = llama.llama_model_load_from_file(os.fsencode(path), params)
             if handle:
                 self._free = weakref.finalize(self, llama.llama_model_free, handle)

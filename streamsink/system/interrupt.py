@@ -88,6 +88,19 @@ class DeferredSignals:
             raise raised
 
 
+@contextlib.contextmanager
+def deferred() -> Iterator[DeferredSignals]:
+    """Hold signals back in a block.
+
+    For native code that calls back: what a signal's handler raises in a callback is lost.
+    """
+    signals = DeferredSignals()
+    try:
+        yield signals
+    finally:
+        signals.let_go()
+
+
 class Door:
     """What sections that exclude one another share: one thread at a time is within.
 
