@@ -9,8 +9,9 @@ from typing import Any
 
 from streamsink.cli.lazy import load
 from streamsink.cli.main import COMMANDS
-from streamsink.cli.talk.commands import KEYS, commands
 from streamsink.cli.talk.settings import SETTINGS
+from streamsink.cli.talk.table import COMMANDS as IN_A_CHAT
+from streamsink.cli.talk.table import KEYS
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "reference.md"
 STALE = "docs/reference.md is stale: scripts/reference writes it anew"
@@ -80,7 +81,7 @@ def _in_a_chat() -> Iterator[str]:
     yield "## In a chat\n"
     yield f"{' '.join(KEYS.split())}\n"
     yield "| command | | also |\n|---|---|---|"
-    for one in commands().values():
+    for one in IN_A_CHAT:
         others = ", ".join(f"`/{name}`" for name in one.others)
         yield f"| `/{_cell(f'{one.name} {one.argument}'.strip())}` | {_cell(one.says)} | {others} |"
     yield "\n`/set`, and `/retry` for one answer, take these settings:\n"

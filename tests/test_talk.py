@@ -13,9 +13,11 @@ import pytest
 import typer
 
 from streamsink.chat.template import ChatTemplate
-from streamsink.cli.talk import conversation, jsonl
-from streamsink.cli.talk.commands import After, commands, find
+from streamsink.cli.talk import jsonl
+from streamsink.cli.talk.commands import After
+from streamsink.cli.talk.messages import whole
 from streamsink.cli.talk.settings import SETTINGS, read
+from streamsink.cli.talk.table import COMMANDS, find
 from streamsink.cli.talk.talk import Talk
 from streamsink.core.policy import SinkPolicy
 from streamsink.engine.stream import Stream
@@ -80,7 +82,7 @@ def at() -> At:
 def test_without_an_argument_nothing_changes() -> None:
     """A command with a value shows it; those that act have none."""
     acts = {"retry", "continue", "undo", "edit", "unpin", "reset", "bye", "copy"}
-    for command in commands().values():
+    for command in COMMANDS:
         if command.name in acts:
             continue
         at = At()
@@ -94,7 +96,7 @@ def test_without_an_argument_nothing_changes() -> None:
 
 def test_every_name_finds_its_command_and_help_names_all(at: At) -> None:
     told = at.do("/?")
-    for command in commands().values():
+    for command in COMMANDS:
         for name in (command.name, *command.others):
             assert find(f"/{name}")[0] is command
             assert f"/{name}" in told
@@ -232,8 +234,8 @@ def test_another_model_goes_on(at: At) -> None:
 
 def test_messages_of_many_lines() -> None:
     lines = ["one", '"""two', "lines", 'here""" and on', 'a "" b', '"""', "x", '"""', '"""y"""']
-    assert list(conversation.whole(lines)) == ["one", "two\nlines\nhere and on", 'a "" b', "x", "y"]
-    assert list(conversation.whole(['"""never', "ended"])) == ["never\nended"]
+    assert list(whole(lines)) == ["one", "two\nlines\nhere and on", 'a "" b', "x", "y"]
+    assert list(whole(['"""never', "ended"])) == ["never\nended"]
 
 
 def test_json_lines(

@@ -48,7 +48,7 @@ def _set(talk: Talk, argument: str, write: Write) -> None:
             write(f"{setting.name:18} {setting.of(chat):8} {setting.says}\n")
         return
     if given[0] in _ELSEWHERE:
-        _ELSEWHERE[given[0]](talk, " ".join(given[1:]), write)
+        _ELSEWHERE[given[0]].do(talk, " ".join(given[1:]), write)
         return
     if len(given) == 1 and "=" not in given[0]:
         setting = find(given[0])
@@ -154,3 +154,6 @@ def warn_of_no_sink(talk: Talk, write: Write) -> None:
 
 _ELSEWHERE = {"system": _system, "think": _think, "model": _model}
 """What ``/set`` is asked for that has a command of its own."""
+
+
+COMMANDS = (_set, _keep, _discard, _pin, _unpin, _system, _think, _model)

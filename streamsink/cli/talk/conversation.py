@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
@@ -11,7 +10,9 @@ import typer
 
 from streamsink.cli import terminal
 from streamsink.cli.life import reading
-from streamsink.cli.talk.commands import After, find, is_command, said
+from streamsink.cli.talk.commands import After
+from streamsink.cli.talk.messages import is_command, said, whole
+from streamsink.cli.talk.table import find
 from streamsink.errors import StreamsinkError
 from streamsink.system.turns import turns
 
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
     from streamsink.cli.talk.talk import Talk
     from streamsink.cli.terminal import Write
 
-MANY_LINES = '"""'
-"""Opens and closes a message of many lines, as with ollama."""
 STAYS = After()
 
 
@@ -37,24 +36,6 @@ def fitting(width: int, *parts: tuple[str, str]) -> str:
     while len(shown) > 1 and sum(len(must) for must, _ in shown) > width:
         shown.pop()
     return "".join(must + may for must, may in shown)
-
-
-def whole(lines: Iterable[str]) -> Iterator[str]:
-    """Messages out of lines: one each, but for what stands between two marks of many lines."""
-    gathered: list[str] | None = None
-    for line in lines:
-        if gathered is None:
-            if not line.lstrip().startswith(MANY_LINES):
-                yield line
-                continue
-            gathered, line = [], line.lstrip().removeprefix(MANY_LINES)
-        before, closes, after = line.partition(MANY_LINES)
-        gathered.append(before)
-        if closes:
-            yield "\n".join(gathered).strip("\n") + after
-            gathered = None
-    if gathered is not None:
-        yield "\n".join(gathered).strip("\n")
 
 
 def piped(talk: Talk, separator: str = "\n") -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from streamsink.cli import terminal
-from streamsink.cli.talk.commands import find
+from streamsink.cli.talk.table import find
 from streamsink.errors import StreamsinkError, UsageError
 from streamsink.system.turns import turns
 

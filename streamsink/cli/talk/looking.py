@@ -6,7 +6,7 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from streamsink.cli.talk.clipboard import copy
-from streamsink.cli.talk.commands import KEYS, command, commands
+from streamsink.cli.talk.commands import command
 from streamsink.cli.talk.settings import SETTINGS
 from streamsink.errors import UsageError
 
@@ -27,15 +27,6 @@ _PARTS = {
     "system": "the system prompt",
     "template": "the chat template",
 }
-
-
-@command("help", "", "this text", "?")
-def _help(_: Talk, __: str, write: Write) -> None:
-    width = max(len(f"{one.name} {one.argument}") for one in commands().values())
-    for one in commands().values():
-        others = f" (also /{', /'.join(one.others)})" if one.others else ""
-        write(f"/{f'{one.name} {one.argument}':{width}} {one.says}{others}\n")
-    write(f"{KEYS}\n")
 
 
 @command("show", "[PART]", "the model, the settings, the prompt", values=lambda _, __: _PARTS)
@@ -148,3 +139,6 @@ def sees(stats: Stats) -> str:
 def _range(start: int, stop: int) -> str:
     """Indices of a part of the stream; a prefix that was swapped has none of its own."""
     return f"{start:,}-{stop - 1:,}" if start >= 0 else f"prefix of {stop - start:,}"
+
+
+COMMANDS = (_show, _stats, _memory, _history, _recall, _copy)

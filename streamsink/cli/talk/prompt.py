@@ -12,8 +12,8 @@ from prompt_toolkit.filters import Condition
 from prompt_toolkit.history import FileHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 
-from streamsink.cli.talk.commands import commands, is_command
-from streamsink.cli.talk.conversation import MANY_LINES
+from streamsink.cli.talk.messages import MANY_LINES, is_command
+from streamsink.cli.talk.table import COMMANDS, named
 from streamsink.cli.terminal import line
 from streamsink.system.folders import data_dir
 from streamsink.system.reading import typed
@@ -41,7 +41,7 @@ class CommandCompleter(Completer):
             return
         name, blank, argument = text[1:].partition(" ")
         if not blank:
-            for one in commands().values():
+            for one in COMMANDS:
                 for known in (one.name, *one.others):
                     if known.startswith(name):
                         yield Completion(
@@ -51,7 +51,7 @@ class CommandCompleter(Completer):
                             display_meta=one.says,
                         )
             return
-        command = next((c for c in commands().values() if name in (c.name, *c.others)), None)
+        command = named(name)
         if command is None:
             return
         *before, last = argument.split(" ")

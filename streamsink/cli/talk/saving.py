@@ -47,3 +47,6 @@ def _reset(talk: Talk, _: str, write: Write) -> None:
 @command("bye", "", "leave (also Ctrl-D)", "quit", "exit")
 def _bye(_: Talk, __: str, ___: Write) -> After:
     return After(leaves=True)
+
+
+COMMANDS = (_save, _load, _reset, _bye)

@@ -106,3 +106,6 @@ def _with_another_seed(talk: Talk, sampling: Sampling, write: Write) -> Sampling
     seed: Any = (sampling.seed or 0) + talk.n_retries
     write(f"(seed {seed} this once)\n", dim=True)
     return replace(sampling, seed=seed)
+
+
+COMMANDS = (_retry, _continue, _undo, _edit)
