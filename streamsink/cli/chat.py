@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
@@ -15,21 +14,18 @@ from streamsink.cli.choosing import STDIN, ModelOptions, Words
 from streamsink.cli.grouped import grouped
 from streamsink.cli.options import CacheOptions, EngineOptions, LogOptions, PolicyOptions
 from streamsink.cli.sampling_options import SamplingOptions
+from streamsink.cli.talk.beginning import model_of, session_of, template_of
 from streamsink.core.sampling import MAX_TOKENS
 from streamsink.errors import StreamsinkError, UsageError
 from streamsink.system.reading import given, read_text, read_whole
 from streamsink.system.turns import separator_of
 
 if TYPE_CHECKING:
-    from streamsink.chat.template import ChatTemplate
     from streamsink.cli.talk.talk import Talk
     from streamsink.core.events import Event
     from streamsink.core.policy import SinkPolicy
     from streamsink.engine.stream import Stream
     from streamsink.model import Model
-    from streamsink.session import Session
-    from streamsink.session.conversation import Conversation
-    from streamsink.session.shelf import Kept
 
 
 def _session_names(incomplete: str) -> list[str]:
@@ -163,9 +159,9 @@ def chat(
     from streamsink.cli.opening import opened
 
     with ExitStack() as held:
-        kept, saved = _session(session, held) if session is not None else (None, None)
+        kept, saved = session_of(session, held) if session is not None else (None, None)
         if saved:
-            model = model or _its_model(saved)
+            model = model or model_of(saved)
         sampling = sample.sampling(
             saved.conversation.sampling if saved and saved.conversation else None
         )
@@ -196,7 +192,7 @@ def chat(
         from streamsink.cli.talk.talk import Talk
 
         conversation = saved.conversation if saved else None
-        turns_by = _template(template, loaded, conversation, thinking)
+        turns_by = template_of(template, loaded, conversation, thinking)
         if conversation:
             conversation = replace(
                 conversation, template=turns_by.source, thinking=turns_by.thinking
@@ -279,50 +275,3 @@ def _separator(text: str | None, null: bool) -> str:
     if terminal.is_asked():
         raise UsageError("--turns-separated-by is for turns from a pipe: Alt-Enter makes new lines")
     return "\0" if text is None else separator_of(text)
-
-
-def _session(name: str, held: ExitStack) -> tuple[Kept, Session | None]:
-    """Hold the session file, and read it if it is there."""
-    from streamsink import session
-    from streamsink.session import shelf
-
-    kept = shelf.take(shelf.locate(name))
-    held.callback(kept.release)
-    return kept, session.read(kept.path) if os.path.exists(kept.path) else None
-
-
-def _its_model(saved: Session) -> str:
-    if not os.path.isfile(saved.kind.path):
-        raise UsageError(
-            f"the session's model {saved.kind.path} is not there any more: name the model, "
-            "streamsink chat MODEL --session …"
-        )
-    return saved.kind.path
-
-
-def _template(
-    asked: str | None, model: Model, conversation: Conversation | None, thinking: bool | None
-) -> ChatTemplate:
-    """The template by name or out of a file, or else as it was, or the model's own."""
-    from streamsink.chat.renderer import is_name
-    from streamsink.chat.template import ChatTemplate
-    from streamsink.llama import builtin_templates as templates
-
-    source = asked or (conversation.template if conversation else model.chat_template)
-    if asked and not is_name(asked):
-        if not os.path.exists(asked):
-            raise UsageError(
-                f"--chat-template {asked} is neither a file nor a template of llama.cpp: "
-                f"{', '.join(templates.names())}"
-            )
-        source = read_whole(Path(asked), "chat-template")
-    before = conversation.thinking if conversation else None
-    template = ChatTemplate(
-        source, model.special_texts, thinking=before if thinking is None else thinking
-    )
-    if thinking is not None and not template.has_thinking_switch:
-        raise UsageError(
-            "this chat template has no switch for thinking: leave out "
-            f"--{'' if thinking else 'no-'}thinking"
-        )
-    return template
