@@ -215,6 +215,7 @@ def chat(
             thoughts=not hide_thoughts,
             silent=json_lines,
             verbose=log.verbose > 0,
+            once=question is not None,
         )
         held.callback(_closed, talk)
         if conversation and prompt is not None and prompt != conversation.system:

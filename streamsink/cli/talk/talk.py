@@ -50,6 +50,8 @@ class Talk:
     markdown, thoughts, silent, verbose : bool
         Whether answers are drawn as Markdown, thoughts shown, nothing shown at all, and speeds
         told.
+    once : bool
+        Whether there is one question, and no command after it.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class Talk:
         thoughts: bool = True,
         silent: bool = False,
         verbose: bool = False,
+        once: bool = False,
     ) -> None:
         self.chat = chat
         self.model = model
@@ -72,6 +75,7 @@ class Talk:
         self.thoughts = thoughts
         self.verbose = verbose
         self._silent = silent
+        self._once = once
         self._cuts = cuts
         self._open_other = open_other
         self._others = ExitStack()
@@ -122,7 +126,9 @@ class Talk:
         if not self._silent:
             terminal.out("\n")
         if spoken.finish == "length":
-            write(f"(cut at {self.chat.max_tokens or spoken.n_said:,} tokens: /continue goes on)\n")
+            n_tokens = self.chat.max_tokens or spoken.n_said
+            then = "--max-tokens allows more" if self._once else "/continue goes on"
+            write(f"(cut at {n_tokens:,} tokens: {then})\n")
         elif spoken.finish == "grammar":
             write("(the grammar lets nothing follow)\n")
         elif not spoken.text.strip() and not began:
