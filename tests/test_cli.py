@@ -70,6 +70,16 @@ def test_a_command_that_is_none_names_the_near_ones() -> None:
     assert "Did you mean 'chat'" in done.stderr
 
 
+@pytest.mark.parametrize("name", main.ELSEWHERE)
+def test_a_command_of_another_tool_is_told_what_it_is_here(name: str) -> None:
+    done = run(name)
+    here = main.ELSEWHERE[name]
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"`{here}`" in done.stderr
+    command = [word for word in here.split()[1:] if word.isalpha() and word.islower()]
+    assert run(*command, "--help").returncode == 0
+
+
 def test_alone_it_shows_its_help_and_nothing_else() -> None:
     done = run()
     assert (done.returncode, done.stderr) == (0, "")

@@ -26,8 +26,16 @@ class Place(NamedTuple):
     says: str
 
 
-def lazy(places: Mapping[str, Place]) -> type[TyperGroup]:
-    """A class of groups for commands that lie in modules of their own, in this order."""
+def lazy(places: Mapping[str, Place], elsewhere: Mapping[str, str]) -> type[TyperGroup]:
+    """A class of groups for commands that lie in modules of their own, in this order.
+
+    Parameters
+    ----------
+    places : Mapping[str, Place]
+        The commands by name.
+    elsewhere : Mapping[str, str]
+        Names that people bring along from other tools, and what to type here.
+    """
 
     class Lazy(TyperGroup):
         def __init__(self, **attrs: Any) -> None:
@@ -42,6 +50,11 @@ def lazy(places: Mapping[str, Place]) -> type[TyperGroup]:
             if self._lists or cmd_name not in places:
                 return super().get_command(ctx, cmd_name)
             return polished_all(load(cmd_name, places[cmd_name]))
+
+        def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+            if args[0] in elsewhere:
+                ctx.fail(f"no command {args[0]!r}: here it is `{elsewhere[args[0]]}`")
+            return super().resolve_command(ctx, args)
 
         def format_help(self, ctx: Any, formatter: Any) -> None:
             with self._listing():

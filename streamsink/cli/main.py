@@ -30,10 +30,22 @@ COMMANDS = {
     }.items()
 }
 
+ELSEWHERE = {
+    "run": "streamsink chat MODEL",
+    "pull": "streamsink models pull MODEL",
+    "list": "streamsink models list",
+    "ls": "streamsink models list",
+    "rm": "streamsink models rm MODEL",
+    "show": "streamsink doctor MODEL",
+    "logs": "streamsink sessions show NAME",
+    "prompt": "streamsink chat -p TEXT",
+}
+"""What the commands of ollama (run, pull, list, rm, show) and llm (logs, prompt) are here."""
+
 app = typer.Typer(
     name="streamsink",
     help="Endless streams through a finite context, on any GGUF model.",
-    cls=lazy(COMMANDS),
+    cls=lazy(COMMANDS, ELSEWHERE),
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
